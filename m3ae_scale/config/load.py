@@ -1,0 +1,137 @@
+"""Reads an experiment: defaults <- YAML <- --set, each value with its origin, each mistake as one line."""
+
+import difflib
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from m3ae_scale.config.schema import Experiment
+from m3ae_scale.errors import InputError
+
+Origins = dict[str, str]  # "batch.global" -> "quickstart.yaml:12", "--set" or (when absent) the default
+
+
+def load_experiment(path: str | Path, overrides: list[str] | None = None) -> tuple[Experiment, Origins]:
+    """Read the YAML at `path`, apply `overrides` ("a.b=value"), validate.
+
+    Returns the experiment and where each given value came from.
+    Raises InputError for a missing file, broken YAML, an unknown key or a value out of range.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the experiment ({error.strerror}); give the path of a YAML file") from None
+    try:
+        document = yaml.compose(text, yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: found {type(values).__name__}, expected a mapping with sections such as model and data")
+    origins = {key: f"{path.name}:{line}" for key, line in _lines(document)}
+    for override in overrides or []:
+        key = _apply(values, override)
+        origins = {k: v for k, v in origins.items() if k != key and not k.startswith(key + ".")}
+        origins[key] = "--set"
+    try:
+        return Experiment.model_validate(values), origins
+    except ValidationError as error:
+        raise InputError(_explain(error, path, origins)) from None
+
+
+def save_experiment(experiment: Experiment, path: str | Path) -> None:
+    """Write the resolved experiment, every default spelled out, so that it loads again as it is."""
+    values = experiment.model_dump(mode="json", by_alias=True)
+    Path(path).write_text(yaml.safe_dump(values, sort_keys=False))
+
+
+def nearest(word: str, choices: list[str]) -> str:
+    """Return '; did you mean "..."?' for the choice most like `word`, or all choices when none is close."""
+    close = difflib.get_close_matches(word, choices, n=1)
+    return f'; did you mean "{close[0]}"?' if close else f"; expected one of: {', '.join(choices)}"
+
+
+def _apply(values: dict[str, Any], override: str) -> str:
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        raise InputError(f"--set {override}: expected KEY=VALUE, as in --set batch.global=256")
+    *parents, last = key.split(".")
+    node: Any = values
+    for parent in parents:
+        if isinstance(node, list) and parent.isdigit() and int(parent) < len(node):
+            node = node[int(parent)]
+            continue
+        if not isinstance(node, dict):
+            raise InputError(f"--set {key}: {parent!r} is not a section")
+        if node.get(parent) is None:
+            node[parent] = {}
+        node = node[parent]
+    value = yaml.safe_load(text) if text.strip() else None
+    if isinstance(node, list) and last.isdigit() and int(last) < len(node):
+        node[int(last)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise InputError(f"--set {key}: there is no such place in the experiment")
+    return key
+
+
+def _lines(node: yaml.Node | None, prefix: str = "") -> list[tuple[str, int]]:
+    if isinstance(node, yaml.MappingNode):
+        pairs = [(str(key.value), key.start_mark.line + 1, value) for key, value in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        pairs = [(str(i), value.start_mark.line + 1, value) for i, value in enumerate(node.value)]
+    else:
+        return []
+    found = []
+    for name, line, value in pairs:
+        key = f"{prefix}.{name}" if prefix else name
+        found += [(key, line), *_lines(value, key)]
+    return found
+
+
+def _explain(error: ValidationError, path: Path, origins: Origins) -> str:
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"] if part not in ("str", "list[str]")]
+    key = ".".join(location)
+    where = _origin(key, path, origins)
+    if first["type"] == "extra_forbidden":
+        hint = nearest(location[-1], _keys_at(location[:-1]))
+        return f'{where}: unknown key "{key}"{hint}'
+    if first["type"] == "missing":
+        return f'{where}: missing key "{key}"; add it'
+    message = first["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(first["input"], dict | BaseModel) else f"found {first['input']!r}: "
+    return f"{where}: {key}: {shown}{message}" if key else f"{where}: {message}"
+
+
+def _origin(key: str, path: Path, origins: Origins) -> str:
+    while key:
+        if key in origins:
+            origin = origins[key]
+            return origin if origin == "--set" else str(path.with_name(origin))
+        key = key.rpartition(".")[0]
+    return str(path)
+
+
+def _keys_at(location: list[str]) -> list[str]:
+    model: Any = Experiment
+    for name in location:
+        if not name.isdigit():
+            fields = {(f.alias or n): f for n, f in model.model_fields.items()}
+            model = _model_in(fields[name].annotation)
+    return [(f.alias or n) for n, f in model.model_fields.items()]
+
+
+def _model_in(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in get_args(annotation) if get_origin(annotation) in (list, Union) or get_args(annotation) else ():
+        found = _model_in(inner)
+        if found is not None:
+            return found
+    return None
