@@ -1,0 +1,74 @@
+# Every habit of this project. Each target makes .venv by itself where there is none: Python >= 3.10, gcc and make
+# are all that a machine needs. PYTHON=python3.12 picks another interpreter.
+
+PYTHON ?= python3
+VENV ?= .venv
+SYNTHETIC ?= 4000
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+READY_DEV := $(VENV)/.ready-dev
+export PATH := $(abspath $(BIN)):$(PATH)
+export PYTHONUNBUFFERED := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup quickstart test lint format bench docs clean
+
+help:  ## list these habits
+	@echo "make TARGET, where TARGET is"
+	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## */  \1|/' | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## make .venv and install m3ae_scale into it
+	@echo "ready: activate with 'source $(VENV)/bin/activate', then 'm3ae-scale --help'"
+
+quickstart: $(READY)  ## make data, train a tiny M3AE on 2 processes with ZeRO-3, write one HTML page (minutes)
+	@start=$$(date +%s); \
+	run() { echo; echo "\$$ $$*"; "$$@"; }; \
+	set -e; \
+	run m3ae-scale data synthesize data/quickstart --samples $(SYNTHETIC) --image-size 96; \
+	run m3ae-scale pretrain configs/quickstart.yaml --nproc 2; \
+	echo; echo "quickstart: $$(( $$(date +%s) - start )) s after set-up"
+
+test: $(READY_DEV)  ## run every test; prints where the time went
+	python -m pytest --durations=15 $(PYTEST_ARGS)
+
+lint: $(READY_DEV)  ## ruff, mypy and the import contracts
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+
+format: $(READY_DEV)  ## let ruff rewrite what it can
+	ruff check --fix .
+	ruff format .
+
+bench: $(READY_DEV)  ## run every benchmark; results go to benchmarks/results/
+	@set -e; for script in benchmarks/*.py; do echo "\$$ python $$script"; python $$script; done
+
+docs: $(READY)  ## rewrite docs/reference/ from the code: the command line, the configuration, the sizes
+	python docs/make_reference.py
+
+clean:  ## remove .venv, caches and builds; data/ and runs/ stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch comes first and by its exact number (see constraints.txt): whatever is asked for after it finds it there.
+$(READY): setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "error: $(PYTHON) is not Python 3.10 or newer; name one: make PYTHON=python3.12 ..." >&2; exit 2; }
+	@command -v g++ >/dev/null || echo "note: no g++ here; DeepSpeed needs it for its CPU operations" >&2
+	@start=$$(date +%s); set -e; \
+	echo "set-up: $(VENV) with $$($(PYTHON) --version), a few minutes the first time"; \
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
+	$(BIN)/python -m pip install -q -c constraints.txt "$$(grep '^torch==' constraints.txt)"; \
+	$(BIN)/python -m pip install -q -c constraints.txt -e .; \
+	touch $@; \
+	echo "set-up: $$(( $$(date +%s) - start )) s"
+
+$(READY_DEV): $(READY)
+	@start=$$(date +%s); set -e; \
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'; \
+	touch $@; \
+	echo "set-up of the tools for tests: $$(( $$(date +%s) - start )) s"

@@ -1,0 +1,74 @@
+"""Installs m3ae_scale: `pip install -c constraints.txt .` gives the tested versions, `pip install .` what fits."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "m3ae_scale" / "__init__.py").read_text())[1]
+README = HERE / "README.md"
+
+# The lower bound is the oldest release whose interface the code uses; an upper bound stands where the next major
+# (or, for DeepSpeed and Megatron-core, which change their insides freely, minor) release has yet to be tried.
+RUNTIME = [
+    "torch>=2.10",  # torch.nn.attention.varlen
+    "deepspeed>=0.19.8,<0.20",
+    "megatron-core>=0.16,<0.17",
+    "webdataset>=1.0,<2",
+    "mlflow>=3.7,<4",
+    "pydantic>=2.6,<3",
+    "pyyaml>=6",
+    "numpy>=1.26",
+    "tokenizers>=0.20",
+    "safetensors>=0.4.3",
+    "pillow>=10.3",
+    "simplejpeg>=1.8",
+    "fsspec>=2024.2",
+    "aiohttp>=3.9",  # fsspec's http
+    "xxhash>=3.4",
+    "click>=8.1",
+    "rich>=13.7",
+    "jinja2>=3.1",
+    "matplotlib>=3.8",
+    "ninja",  # builds DeepSpeed's operations on first use
+]
+
+EXTRAS = {
+    # Faster kernels, each found at run time and used when it is there. NVIDIA Apex is another such backend, but it
+    # is built from its source: the package of that name on the index is something else, so it is never listed.
+    "gpu": ["flash-attn>=2.7", "transformer-engine[pytorch]>=2.0"],
+    "s3": ["s3fs>=2024.2"],
+    "convert": ["h5py>=3.10", "pyarrow>=15"],
+}
+EXTRAS["dev"] = [
+    *EXTRAS["s3"],
+    *EXTRAS["convert"],
+    "pytest>=8",
+    "pytest-timeout>=2.3",
+    "hypothesis>=6.100",
+    "moto[server]>=5",  # an S3 server for the tests
+    "ruff>=0.9",
+    "mypy>=1.14",
+    "import-linter>=2.1",
+    "types-PyYAML",
+]
+
+setup(
+    name="m3ae_scale",
+    version=VERSION,
+    description="The Multimodal Masked Autoencoder, from a laptop to tens of billions of parameters",
+    long_description=README.read_text() if README.exists() else "",
+    long_description_content_type="text/markdown",
+    packages=find_packages(include=["m3ae_scale", "m3ae_scale.*"]),
+    package_data={"m3ae_scale": ["py.typed", "**/*.html", "**/*.j2", "**/*.txt"]},
+    # Experiments and DeepSpeed JSONs travel with the wheel, so that a bare name such as "zero3_bf16" is found.
+    data_files=[
+        (f"share/m3ae_scale/{folder.relative_to(HERE)}", [str(f.relative_to(HERE)) for f in sorted(folder.glob("*.*"))])
+        for folder in (HERE / "configs", HERE / "configs" / "ds", HERE / "configs" / "paper")
+    ],
+    python_requires=">=3.10",
+    install_requires=RUNTIME,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["m3ae-scale = m3ae_scale.cli.main:main"]},
+)
