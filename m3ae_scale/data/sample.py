@@ -32,11 +32,12 @@ class Sample:
     """One decoded, cropped, tokenised and masked sample."""
 
     name: str
-    patches: NDArray[np.uint8] | None  # (patches, patch_dim)
+    patches: NDArray[np.uint8] | NDArray[np.float32] | None  # (patches, patch_dim); float32: already normalised
     words: NDArray[np.int32] | None  # (words,)
     visible_patches: NDArray[np.bool_] | None  # (patches,) True: the encoder sees it
     visible_words: NDArray[np.bool_] | None  # (words,) True: the encoder sees it
     seed: int  # int64; drop path and dropout are functions of it
+    word_positions: NDArray[np.int64] | None = None  # (words,) place of each word in its text; None: 0, 1, 2, ...
 
 
 class BadSample(Exception):
