@@ -235,7 +235,6 @@ class KernelConfig(Section):
 
     attention: str = "auto"
     layer_norm: str = "auto"
-    cross_entropy: str = "auto"
     adam: str = "auto"
 
 

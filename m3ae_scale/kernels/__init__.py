@@ -1,0 +1,1 @@
+"""One operation a file, each with its backends; `choose` picks them for the hardware at hand."""

@@ -1,0 +1,11 @@
+"""The learning rate: linear warm-up, then a cosine (optax.warmup_cosine_decay_schedule, as the reference uses it)."""
+
+import math
+
+
+def warmup_cosine(step: int, peak: float, warmup: int, total: int, final: float) -> float:
+    """Return the rate for optimizer step `step` (0, 1, ...): 0 up to `peak` in `warmup` steps, `final` at `total`."""
+    if step < warmup:
+        return peak * step / warmup
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * progress))
