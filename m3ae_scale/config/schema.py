@@ -151,6 +151,12 @@ class SourceConfig(Section):
     image_drop: Ratio = 0.0  # share of pairs whose image is left out
     text_drop: Ratio = 0.0  # share of pairs whose text is left out
 
+    @model_validator(mode="after")
+    def _check(self) -> "SourceConfig":
+        if self.image_drop + self.text_drop > 1:
+            raise ValueError(f"image_drop {self.image_drop} and text_drop {self.text_drop} add up to more than 1")
+        return self
+
 
 class AugmentConfig(Section):
     """How an image becomes a square of pixels: MAE's random resized crop and flip."""

@@ -1,0 +1,103 @@
+"""From an image file to a square of pixels: MAE's random resized crop and flip, and the patches of the square.
+
+Pixels stay uint8 on the host; the model normalises them on its device.
+"""
+
+import math
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from m3ae_scale.config.schema import AugmentConfig
+from m3ae_scale.data.decode import Pixels, open_image
+
+# A JPEG is decoded at 1/2, 1/4 or 1/8 of its size only where the crop keeps this many pixels per pixel of the
+# square, on both sides: at 2 the result is within 5 of 255 of the full decode (benchmarks/decoders.py), the same
+# as Pillow's reducing_gap of 2; at 1 it is not (22 of 255).
+SHRINK_GAP = 2
+
+
+Number = TypeVar("Number", np.uint8, np.float32)
+
+
+class Box(NamedTuple):
+    """A crop, in pixels of the upright image."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+def random_crop(width: int, height: int, augment: AugmentConfig, rng: np.random.Generator) -> Box:
+    """Draw a crop of `crop_scale` of the area and a `crop_ratio` (width / height) that is uniform in its logarithm.
+
+    After ten draws that do not fit: the largest centred crop of an allowed ratio, as in torchvision.
+    """
+    low, high = (math.log(ratio) for ratio in augment.crop_ratio)
+    smallest, largest = augment.crop_scale
+    for _ in range(10):
+        area = width * height * (smallest + (largest - smallest) * rng.random())
+        ratio = math.exp(low + (high - low) * rng.random())
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return Box(int(rng.random() * (width - w + 1)), int(rng.random() * (height - h + 1)), w, h)
+    narrowest, widest = augment.crop_ratio
+    w = min(width, max(1, round(height * widest)))
+    h = min(height, max(1, round(width / narrowest)))
+    return Box((width - w) // 2, (height - h) // 2, w, h)
+
+
+def centre_crop(width: int, height: int) -> Box:
+    """Return the largest centred square: cropping it, then resizing, is resizing the shorter side, then cropping."""
+    side = min(width, height)
+    return Box((width - side) // 2, (height - side) // 2, side, side)
+
+
+def square_view(data: bytes, size: int, augment: AugmentConfig, rng: np.random.Generator | None) -> Pixels:
+    """Decode an image file, crop it, resize the crop to (size, size, 3) uint8 and perhaps flip it.
+
+    rng: draws crop and flip; None takes the centre crop, unflipped, as validation does.
+    Raises BadSample for an image that cannot be used.
+    """
+    image = open_image(data)
+    box = (
+        centre_crop(image.width, image.height) if rng is None else random_crop(image.width, image.height, augment, rng)
+    )
+    flip = rng is not None and rng.random() < augment.flip
+    pixels, shrink = image.decode(largest_shrink(box, size))
+    square = resize(crop(pixels, box, shrink), size)
+    return np.ascontiguousarray(square[:, ::-1]) if flip else square
+
+
+def largest_shrink(box: Box, size: int) -> int:
+    """Return the largest of 8, 4, 2, 1 that leaves the crop SHRINK_GAP times the pixels it is resized to."""
+    return next((n for n in (8, 4, 2) if min(box.width, box.height) >= SHRINK_GAP * size * n), 1)
+
+
+def crop(pixels: Pixels, box: Box, shrink: int) -> Pixels:
+    """Return the part of `pixels`, decoded at 1/`shrink`, that `box` names, to the nearest pixel."""
+    left, top = round(box.left / shrink), round(box.top / shrink)
+    width, height = max(1, round(box.width / shrink)), max(1, round(box.height / shrink))
+    return pixels[top : top + height, left : left + width]
+
+
+def resize(pixels: Pixels, size: int) -> Pixels:
+    """Resize (height, width, 3) to (size, size, 3) with Pillow's antialiased bicubic, to within 1 of 255.
+
+    torch computes it about five times as fast as Pillow (benchmarks/decoders.py); both interpolate in integers.
+    """
+    # torch takes no negative strides, which a turned or mirrored image has.
+    image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
+    square = torch.nn.functional.interpolate(image, (size, size), mode="bicubic", antialias=True)
+    return np.ascontiguousarray(square[0].permute(1, 2, 0).numpy())
+
+
+def extract_patches(image: NDArray[Number], patch: int) -> NDArray[Number]:
+    """Cut (H, W, 3) into (patches, patch * patch * 3): patches row-major, inside a patch (row, col, channel)."""
+    rows, cols = image.shape[0] // patch, image.shape[1] // patch
+    grid = image.reshape(rows, patch, cols, patch, 3)
+    patches: NDArray[Number] = grid.swapaxes(1, 2).reshape(rows * cols, patch * patch * 3)
+    return patches
