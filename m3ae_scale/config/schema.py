@@ -177,6 +177,9 @@ class DataConfig(Section):
     augment: AugmentConfig = AugmentConfig()
     workers: Annotated[int, Field(ge=0)] = 2  # loader processes per rank
     prefetch: Positive = 4  # micro-batches ready per worker
+    # Readers interleaved in the one order, of which they are part: a multiple of the data-parallel size lets each rank
+    # read shards of its own. More lanes: more shards open at a time.
+    lanes: Positive = 24
     shuffle_block: Positive = 2048  # samples shuffled together: neighbours in a shard, so reads stay sequential
     cache: str | None = None  # folder for shards fetched from a URL
     cache_bytes: Positive = 100 * 2**30
