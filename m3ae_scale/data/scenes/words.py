@@ -25,7 +25,7 @@ BEHIND = {
     "dark": ("on a dark background", "on a dark sheet"),
     "grass": ("on green grass", "in a meadow", "on a lawn"),
     "sand": ("on yellow sand", "at the beach", "on the sand"),
-    "night": ("in a starry night sky", "under the stars at night"),
+    "night": ("in a starry night sky", "under the night sky"),
     "clouds": ("in a cloudy blue sky", "among white clouds"),
     "bricks": ("in front of a brick wall", "on a wall of red bricks"),
     "wood": ("on a wooden table", "on brown wooden boards"),
