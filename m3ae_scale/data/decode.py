@@ -28,13 +28,13 @@ DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 @dataclass(frozen=True)
 class Encoded:
-    """An image file whose header has been read, and whose pixels have not."""
+    """An image file whose size is known, and whose pixels, of a JPEG, are not decoded yet."""
 
     width: int  # pixels, once upright
     height: int
     orientation: int  # EXIF, 1 to 8
     data: bytes
-    pillow: Image.Image | None  # None: simplejpeg decodes it
+    pillow: Image.Image | None  # already decoded by Pillow; None: simplejpeg will decode it
 
     def decode(self, shrink: int = 1) -> tuple[Pixels, int]:
         """Decode to 1/`shrink` of the size: 1, 2, 4 or 8; formats other than JPEG ignore it.
@@ -42,7 +42,7 @@ class Encoded:
         Returns (height, width, 3) RGB, upright, and the shrink used. Raises BadSample for damaged data.
         """
         if self.pillow is not None:
-            return _upright(_decode_pillow(self.pillow), self.orientation), 1
+            return _upright(_to_rgb(self.pillow), self.orientation), 1
         width, height = (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
         try:
             # Of the sizes that libjpeg offers this asks for the smallest that is not below 1/shrink.
@@ -54,9 +54,9 @@ class Encoded:
 
 
 def open_image(data: bytes) -> Encoded:
-    """Read the header of an image file.
+    """Read the header of an image file, and of other formats than JPEG the pixels too.
 
-    Raises BadSample for what is no image, and for more than PIXEL_LIMIT pixels: before any of them is decoded.
+    Raises BadSample for what is no image or is damaged, and, before a pixel is decoded, for more than PIXEL_LIMIT.
     """
     if not data:
         raise BadSample("image of zero bytes")
@@ -69,22 +69,32 @@ def open_image(data: bytes) -> Encoded:
     _check_size(width, height)
     if colours in ("CMYK", "YCCK"):
         return _open_pillow(data)
-    orientation = _orientation(Image.open(io.BytesIO(data), formats=("JPEG",))) if b"Exif\0\0" in data else 1
+    orientation = _jpeg_orientation(data) if b"Exif\0\0" in data else 1
     width, height = (height, width) if orientation >= 5 else (width, height)
     return Encoded(width, height, orientation, data, None)
 
 
+def decode_rgb(data: bytes) -> Pixels:
+    """Decode an image file at its full size: (height, width, 3) RGB, upright. Raises BadSample."""
+    return open_image(data).decode()[0]
+
+
 def _open_pillow(data: bytes) -> Encoded:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of damaged metadata
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
             image = Image.open(io.BytesIO(data), formats=PILLOW_FORMATS)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise BadSample(f"image past the limit of {PIXEL_LIMIT:,} pixels: {error}") from None
-    except Exception as error:  # Pillow's plugins raise anything on damaged headers
-        raise BadSample(f"not an image that can be read: {_reason(error)}") from None
-    _check_size(*image.size)
-    orientation = _orientation(image)
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+            raise BadSample(f"image past the limit of {PIXEL_LIMIT:,} pixels: {error}") from None
+        except Exception as error:  # Pillow's plugins raise anything on damaged headers
+            raise BadSample(f"not an image that can be read: {_reason(error)}") from None
+        _check_size(*image.size)
+        try:
+            image.load()  # now: PNG may tell the orientation after the pixels, TIFF turns itself upright
+        except Exception as error:  # Pillow's decoders raise anything on damaged data
+            raise BadSample(f"damaged image: {_reason(error)}") from None
+        orientation = _orientation(image)
     width, height = image.size[::-1] if orientation >= 5 else image.size
     return Encoded(width, height, orientation, data, image)
 
@@ -92,6 +102,15 @@ def _open_pillow(data: bytes) -> Encoded:
 def _check_size(width: int, height: int) -> None:
     if width * height > PIXEL_LIMIT:
         raise BadSample(f"image of {width} x {height} pixels, past the limit of {PIXEL_LIMIT:,}")
+
+
+def _jpeg_orientation(data: bytes) -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of damaged metadata
+        try:
+            return _orientation(Image.open(io.BytesIO(data), formats=("JPEG",)))
+        except Exception:  # what simplejpeg can decode is used, whatever Pillow makes of its metadata
+            return 1
 
 
 def _orientation(image: Image.Image) -> int:
@@ -102,22 +121,17 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _decode_pillow(image: Image.Image) -> Pixels:
-    """The first frame as (height, width, 3) RGB; transparent parts lie on white."""
-    try:
-        if image.mode in DEEP_GREY:
-            grey = np.asarray(image).clip(0, 65535) >> 8
-            return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
-        if image.mode == "F":
-            raise BadSample("image of floating-point pixels, whose white is not known")
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return np.asarray(image.convert("RGB"))
-    except BadSample:
-        raise
-    except Exception as error:  # Pillow's decoders raise anything on damaged data
-        raise BadSample(f"damaged image: {_reason(error)}") from None
+def _to_rgb(image: Image.Image) -> Pixels:
+    """A loaded image as (height, width, 3) RGB; transparent parts lie on white."""
+    if image.mode in DEEP_GREY:
+        grey = np.asarray(image).clip(0, 65535) >> 8
+        return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
+    if image.mode == "F":
+        raise BadSample("image of floating-point pixels, whose white is not known")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))
 
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:
