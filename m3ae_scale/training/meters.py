@@ -140,8 +140,8 @@ def progress_line(step: int, steps: int, values: dict[str, float]) -> str:
     def column(name: str, form: str, width: int) -> str:
         return (f"{values[name]:{form}}" if name in values else "-").rjust(width)
 
-    tokens = f"{_short(values['tokens_per_second'])}" if "tokens_per_second" in values else "-"
-    eta = _duration(values["eta_seconds"]) if "eta_seconds" in values else "-"
+    tokens = f"{short(values['tokens_per_second'])}" if "tokens_per_second" in values else "-"
+    eta = duration(values["eta_seconds"]) if "eta_seconds" in values else "-"
     return "  ".join(
         (
             f"step {step:>{len(str(steps))}}/{steps}",
@@ -156,7 +156,7 @@ def progress_line(step: int, steps: int, values: dict[str, float]) -> str:
     )
 
 
-def _short(number: float) -> str:
+def short(number: float) -> str:
     """Write a number in at most five characters: 45.1k, 3.20M."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= size:
@@ -164,7 +164,7 @@ def _short(number: float) -> str:
     return f"{number:.3g}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Write seconds in its two largest units: 2m10s, 3h04m, 5d07h."""
     whole = round(seconds)
     if whole < 60:

@@ -1,0 +1,1 @@
+"""Pages about what was run: each one HTML file that holds everything it shows."""
