@@ -78,19 +78,20 @@ def largest_shrink(box: Box, size: int) -> int:
 
 
 def crop(pixels: Pixels, box: Box, shrink: int) -> Pixels:
-    """Return the part of `pixels`, decoded at 1/`shrink`, that `box` names, to the nearest pixel."""
-    left, top = round(box.left / shrink), round(box.top / shrink)
-    width, height = max(1, round(box.width / shrink)), max(1, round(box.height / shrink))
-    return pixels[top : top + height, left : left + width]
+    """Return the part of `pixels`, decoded at 1/`shrink`, that `box` names; its edges move to the nearest pixel."""
+    left, right = round(box.left / shrink), round((box.left + box.width) / shrink)
+    top, bottom = round(box.top / shrink), round((box.top + box.height) / shrink)
+    return pixels[top:bottom, left:right]
 
 
 def resize(pixels: Pixels, size: int) -> Pixels:
-    """Resize (height, width, 3) to (size, size, 3) with Pillow's antialiased bicubic, to within 1 of 255.
+    """Resize (height, width, 3) to (size, size, 3) with an antialiased bicubic: Pillow's, to within 5 of 255.
 
-    torch computes it about five times as fast as Pillow (benchmarks/decoders.py); both interpolate in integers.
+    That is the largest difference on photographs, on average it is 0.3 or less; torch is several times as fast
+    (benchmarks/decoders.py).
     """
-    # torch takes no negative strides, which a turned or mirrored image has.
-    image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
+    # torch takes neither the negative strides of a turned image nor the read-only memory of Pillow's.
+    image = torch.from_numpy(np.require(pixels, requirements="CW")).permute(2, 0, 1)[None]
     square = torch.nn.functional.interpolate(image, (size, size), mode="bicubic", antialias=True)
     return np.ascontiguousarray(square[0].permute(1, 2, 0).numpy())
 
