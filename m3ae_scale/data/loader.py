@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,10 +21,10 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from m3ae_scale.batch import Batch, Targets
 from m3ae_scale.config.schema import Experiment
 from m3ae_scale.data.cursor import Cursor, check_order, order_identity
-from m3ae_scale.data.deal import deal_by_count, deal_by_tokens
+from m3ae_scale.data.deal import Plan
 from m3ae_scale.data.handoff import Parcel, unwrap, wrap
 from m3ae_scale.data.index import IndexedSource, index_source
-from m3ae_scale.data.order import Integers, Order
+from m3ae_scale.data.order import Order
 from m3ae_scale.data.pack import pack
 from m3ae_scale.data.prepare import recipe_of
 from m3ae_scale.data.quarantine import Bad, Quarantine
@@ -117,7 +117,8 @@ def open_training(
     if resume is not None:
         check_order(resume["order"], identity)
         start_step, position = resume["step"], resume["position"]
-    plan = _Plan(batch, data_rank, data_world, accumulation, micro_batch is None, origin=position - start_step * batch)
+    by: Literal["count", "tokens"] = "tokens" if micro_batch is None else "count"
+    plan = Plan(batch, data_rank, data_world, accumulation, by, origin=position - start_step * batch)
     quarantine = Quarantine(data.bad_sample_limit, quarantine_folder, data_rank)
     if data_rank == 0:
         quarantine.note(Bad(s.name, shard, "", damage) for s in sources for shard, damage in s.damages())
@@ -145,8 +146,8 @@ def open_validation(
     unrepeated = min(order.mixture.position(s, n) for s, n in enumerate(order.samples))
     samples = min(batches * experiment.batch.global_, unrepeated)
     count = -(-samples // (data_world * micro_batch))
-    plan = _Plan(samples, data_rank, data_world, count, by_tokens=False, validation=True)
-    return ValidationData(_MicroBatches(supply, plan, experiment), count, samples)
+    plan = Plan(samples, data_rank, data_world, count, by="evenly")
+    return ValidationData(_MicroBatches(supply, plan, experiment, validation=True), count, samples)
 
 
 def preflight(experiment: Experiment) -> None:
@@ -189,33 +190,6 @@ def _supply(experiment: Experiment, sources: list[IndexedSource], train: bool) -
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """Which positions of the order make up micro-batch m of this rank."""
-
-    batch: int  # samples of a global batch
-    rank: int
-    world: int
-    accumulation: int  # micro-batches a step
-    by_tokens: bool
-    validation: bool = False
-    origin: int = 0  # position of step 0; not 0 when the run resumed with another global batch
-
-    def positions(self, number: int, supply: Supply) -> tuple[Integers, int]:
-        """Return the positions of micro-batch `number`, and its step."""
-        step, part = divmod(number, self.accumulation)
-        all_positions = self.origin + step * self.batch + np.arange(self.batch)
-        if self.validation:
-            # As even as can be: rank r takes r, r + world, ... and cuts them into equal pieces.
-            mine = np.array_split(all_positions[self.rank :: self.world], self.accumulation)
-            return mine[part], step
-        if self.by_tokens:
-            dealt = deal_by_tokens(supply.tokens(all_positions), self.world, self.accumulation)
-        else:
-            dealt = deal_by_count(self.batch, self.world, self.accumulation)
-        return all_positions[dealt[self.rank][part]], step
-
-
-@dataclass(frozen=True)
 class _Prepared:
     """What a worker returns for one micro-batch."""
 
@@ -231,28 +205,33 @@ class _Prepared:
 class _MicroBatches(Dataset):
     """Micro-batch `number` of this rank, prepared in whichever process asks for it."""
 
-    def __init__(self, supply: Supply, plan: _Plan, experiment: Experiment):
-        self.supply, self.plan = supply, plan
+    def __init__(self, supply: Supply, plan: Plan, experiment: Experiment, validation: bool = False):
+        self.supply, self.plan, self.validation = supply, plan, validation
         self.loss, self.patch_dim = experiment.loss, experiment.model.patch_dim
         self.workers, self.prefetch = experiment.data.workers, experiment.data.prefetch
         self._fetched_to = -1
 
     def __getitem__(self, number: int) -> _Prepared:
-        positions, step = self.plan.positions(number, self.supply)
-        if self.supply.any_remote and not self.plan.validation:
+        positions = self.plan.positions(number, self.supply.tokens)
+        if self.supply.any_remote and not self.validation:
             self._fetch_ahead(number)
         # An empty micro-batch would end a validation on one rank only: a sample stands in, with weight 0.
         stand_in = len(positions) == 0
         if stand_in:
             positions = np.array([0])
         try:
-            supplied = self.supply.take(positions, 0 if self.plan.validation else None, step)
+            epoch = 0 if self.validation else None  # of its source, or fixed
+            supplied = self.supply.take(positions, epoch, self.plan.step_of(number))
         except InputError as error:
             return _Prepared(None, failure=str(error))
         batch = pack(supplied.samples, self.loss, self.patch_dim)
         if stand_in:
             batch = replace(
-                batch, image_targets=_weightless(batch.image_targets), text_targets=_weightless(batch.text_targets)
+                batch,
+                image_targets=_weightless(batch.image_targets),
+                text_targets=_weightless(batch.text_targets),
+                has_image=torch.zeros_like(batch.has_image),
+                has_text=torch.zeros_like(batch.has_text),
             )
         return _Prepared(wrap(batch), supplied.bad, supplied.tried)
 
@@ -260,7 +239,7 @@ class _MicroBatches(Dataset):
         info = get_worker_info()
         stride = info.num_workers if info else 1
         for ahead in range(max(number, self._fetched_to + stride), number + (_FETCH_AHEAD + 1) * stride, stride):
-            self.supply.fetch_ahead(self.plan.positions(ahead, self.supply)[0])
+            self.supply.fetch_ahead(self.plan.positions(ahead, self.supply.tokens))
             self._fetched_to = ahead
 
 

@@ -30,7 +30,8 @@ class LossSums:
     def add(self, losses: Losses, objective: Tensor, batch: Batch) -> None:
         """Take in one micro-batch. objective: (S,), what the optimizer minimises for each sample."""
         images, texts = batch.has_image.double(), batch.has_text.double()
-        columns = (objective, torch.ones_like(images), losses.image, images, losses.text, texts, losses.text_accuracy)
+        samples = torch.maximum(images, texts)  # a stand-in, which has neither, is no sample
+        columns = (objective, samples, losses.image, images, losses.text, texts, losses.text_accuracy)
         self._sums += torch.stack([column.detach().double() for column in columns]).sum(1)
         self._tokens += batch.tokens
 

@@ -1,0 +1,157 @@
+"""Builds the training engine: the transformations of the model as one ordered list.
+
+1. choose kernels      by device and precision; explicit choices are checked
+2. construct           under zero.Init at ZeRO-3, so that no rank ever holds the whole model
+3. draw values         by parameter name, before anything copies them into fp32 masters
+4. recompute           before the engine hooks modules, so that its hooks stay outside
+5. group parameters    decayed or not
+6. deepspeed.initialize
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.utils import logger as deepspeed_logger
+from torch import nn
+
+from m3ae_scale.config import Experiment
+from m3ae_scale.engine.recompute import apply_recompute
+from m3ae_scale.kernels.adam import build_adam
+from m3ae_scale.kernels.choose import Kernels, choose
+from m3ae_scale.model import M3AE, Layers, PlainLayers
+from m3ae_scale.model.init import decays, draw
+from m3ae_scale.parallel.groups import Groups
+from m3ae_scale.parallel.shard import shard_of, whole_shape
+
+
+@dataclass(frozen=True)
+class Built:
+    """The engine with what the run reports about it."""
+
+    engine: Any  # deepspeed.DeepSpeedEngine
+    kernels: Kernels
+    parameters: int  # of the whole model
+    recomputed_blocks: int
+    clipping: float  # largest global gradient norm; 0: no limit
+
+
+def build(experiment: Experiment, vocabulary: int, groups: Groups, deepspeed_config: dict[str, Any]) -> Built:
+    """Build model and engine for this rank. `deepspeed_config` is final: see engine/deepspeed_config.py."""
+    deepspeed_logger.setLevel("WARNING")
+    zero = deepspeed_config.get("zero_optimization", {})
+    stage = zero.get("stage", 0)
+    dtype = torch.bfloat16 if deepspeed_config.get("bf16", {}).get("enabled") else torch.float32
+    offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+    kernels = choose(experiment.kernels, groups.device.type, dtype, offloaded)
+    mpu = _mpu(groups)
+    deepspeed.init_distributed(dist_init_required=False)  # adopts the groups that torch already has
+
+    with _construction(stage, deepspeed_config, mpu):
+        model = build_model(experiment, vocabulary, layers_of(groups), kernels)
+    draw_values(model, experiment.seed, groups)
+    recomputed = apply_recompute(model, experiment.engine.recompute)
+    parameters = count_parameters(model)
+    decayed = parameter_groups(model, experiment.optimizer.weight_decay)
+    # Rate 0 until the first step: DeepSpeed's stage-0 bf16 path steps once on zeros to allocate Adam's moments.
+    optimizer = build_adam(kernels.adam_name, decayed, experiment.optimizer, lr=0.0)
+    clipping = float(deepspeed_config.get("gradient_clipping", 0.0))
+    if stage == 0:
+        deepspeed_config = {**deepspeed_config, "gradient_clipping": 0.0}  # engine/step.py clips there
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=deepspeed_config, mpu=mpu, dist_init_required=False
+    )
+    forget_phantom_steps(optimizer)
+    return Built(engine, kernels, parameters, recomputed, clipping)
+
+
+def build_model(experiment: Experiment, vocabulary: int, layers: Layers, kernels: Kernels) -> M3AE:
+    """Construct the model, its values not yet drawn."""
+    augment = experiment.data.augment
+    return M3AE(experiment.model, vocabulary, augment.mean, augment.std, layers, kernels)
+
+
+def layers_of(groups: Groups) -> Layers:
+    """Return the factory of linear layers for this topology."""
+    if groups.tensor is None:
+        return PlainLayers()
+    from m3ae_scale.parallel.linear import TensorParallelLayers
+
+    return TensorParallelLayers(groups.tensor)
+
+
+def peak_lr(experiment: Experiment) -> float:
+    """Return the peak learning rate: the rate per 256 samples, scaled by the global batch."""
+    return experiment.optimizer.lr * experiment.batch.global_ / 256
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Split parameters into those that decay and those that do not."""
+    named = list(model.named_parameters())
+    return [
+        {"params": [p for n, p in named if decays(n)], "weight_decay": weight_decay},
+        {"params": [p for n, p in named if not decays(n)], "weight_decay": 0.0},
+    ]
+
+
+def forget_phantom_steps(optimizer: torch.optim.Optimizer) -> None:
+    """Set Adam's step counts back to 0, whatever DeepSpeed did while it allocated the moments."""
+    for state in optimizer.state.values():
+        if isinstance(state.get("step"), torch.Tensor):
+            state["step"].zero_()
+
+
+def draw_values(model: nn.Module, seed: int, groups: Groups) -> None:
+    """Give every parameter its initial value, or this rank's part of it."""
+    tensor_rank, tensor_size = groups.tensor_rank, groups.topology.tensor
+    for name, parameter in model.named_parameters():
+        with whole_parameter(parameter, write=True), torch.no_grad():
+            value = draw(name, whole_shape(parameter, parameter.shape), seed)
+            shard = shard_of(parameter)
+            if shard is not None:
+                value = shard.part(value, tensor_rank, tensor_size)
+            parameter.copy_(value)
+
+
+@contextlib.contextmanager
+def whole_parameter(parameter: nn.Parameter, write: bool = False) -> Iterator[None]:
+    """Hold `parameter` unpartitioned over data-parallel ranks inside the context (a no-op outside ZeRO-3).
+
+    With `write`, every rank has written the same values, and each keeps its own slice of them.
+    """
+    if not hasattr(parameter, "ds_id"):
+        yield
+        return
+    parameter.all_gather([parameter])  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        parameter.partition([parameter], has_been_updated=write)  # type: ignore[attr-defined]
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Count the parameters of the whole model, whatever part of it this rank holds."""
+    total = 0
+    for parameter in model.parameters():
+        local = getattr(parameter, "ds_shape", parameter.shape)
+        total += torch.Size(whole_shape(parameter, torch.Size(local))).numel()
+    return total
+
+
+def _construction(stage: int, config: dict[str, Any], mpu: ModuleType | None) -> contextlib.AbstractContextManager[Any]:
+    if stage < 3:
+        return contextlib.nullcontext()
+    group = mpu.get_data_parallel_group() if mpu is not None else None
+    return deepspeed.zero.Init(config_dict_or_path=config, mpu=mpu, data_parallel_group=group)  # type: ignore[no-any-return]
+
+
+def _mpu(groups: Groups) -> ModuleType | None:
+    if groups.tensor is None:
+        return None
+    from m3ae_scale.parallel import mpu
+
+    return mpu
