@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-SYNTHETIC ?= 4000
+SAMPLES ?= 3000
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
@@ -27,7 +27,7 @@ quickstart: $(READY)  ## make data, train a tiny M3AE on 2 processes with ZeRO-3
 	@start=$$(date +%s); \
 	run() { echo; echo "\$$ $$*"; "$$@"; }; \
 	set -e; \
-	run m3ae-scale data synthesize data/quickstart --samples $(SYNTHETIC) --image-size 96; \
+	run m3ae-scale data synthesize data/quickstart --samples $(SAMPLES) --image-only 500 --text-only 500 --validation 256; \
 	run m3ae-scale pretrain configs/quickstart.yaml --nproc 2; \
 	echo; echo "quickstart: $$(( $$(date +%s) - start )) s after set-up"
 

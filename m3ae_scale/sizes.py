@@ -55,3 +55,20 @@ def head_parameters(dim: int, outputs: int, depth: int) -> int:
     hidden = depth * (dim * dim + dim + 2 * dim)
     input_norm = 2 * dim if depth > 0 else 0
     return input_norm + hidden + dim * outputs + outputs
+
+
+def model_parameters(
+    encoder: Tower,
+    decoder: Tower,
+    vocabulary: int = 30522,
+    patch_dim: int = 768,
+    head_depth: int = 0,
+    type_embedding: bool = True,
+) -> int:
+    """Parameters of the whole autoencoder; the defaults are BERT's vocabulary and patches of 16 x 16 x 3."""
+    d, e = encoder.dim, decoder.dim
+    types = 2 if type_embedding else 0  # one a modality, in both towers
+    encoder_embedding = (patch_dim * d + d) + vocabulary * d + d + types * d  # patches, words, CLS
+    decoder_embedding = (d * e + e) + 2 * e + types * e  # projection, the mask token of each modality
+    heads = head_parameters(e, patch_dim, head_depth) + head_parameters(e, vocabulary, head_depth)
+    return encoder_embedding + tower_parameters(encoder) + decoder_embedding + tower_parameters(decoder) + heads

@@ -1,6 +1,6 @@
 """The typed experiment: YAML in, validated objects out. Imports no torch."""
 
-from m3ae_scale.config.load import Origins, load_experiment, save_experiment
+from m3ae_scale.config.load import Origins, annotated, load_experiment, save_experiment
 from m3ae_scale.config.schema import (
     AugmentConfig,
     BatchConfig,
@@ -38,6 +38,7 @@ __all__ = [
     "Span",
     "TrackingConfig",
     "TrainConfig",
+    "annotated",
     "load_experiment",
     "save_experiment",
 ]

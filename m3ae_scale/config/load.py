@@ -1,6 +1,7 @@
 """Reads an experiment: defaults <- YAML <- --set, each value with its origin, each mistake as one line."""
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
@@ -13,6 +14,33 @@ from m3ae_scale.errors import InputError
 Origins = dict[str, str]  # "batch.global" -> "quickstart.yaml:12", "--set" or (when absent) the default
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: 1e-4 is a number, and a key stands once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """One key a line; a list of plain values, such as optimizer.betas, stays on its line."""
+
+    def represent_list(self, values: list[Any]) -> yaml.Node:
+        plain = not any(isinstance(value, list | dict) for value in values)
+        return self.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=plain)
+
+
+_Dumper.add_representer(list, _Dumper.represent_list)
+_NUMBER = re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$")  # YAML 1.1 wants 1.0e+4 in full
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
+
+
 def load_experiment(path: str | Path, overrides: list[str] | None = None) -> tuple[Experiment, Origins]:
     """Read the YAML at `path`, apply `overrides` ("a.b=value"), validate.
 
@@ -21,16 +49,19 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> tup
     """
     path = Path(path)
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise InputError(f"{path}: cannot read the experiment ({error.strerror}); give the path of a YAML file") from None
+        why = error.strerror
+        raise InputError(f"{path}: cannot read the experiment ({why}); give the path of a YAML file") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is no text; give the path of a YAML file") from None
     try:
-        document = yaml.compose(text, yaml.SafeLoader)
-        values = yaml.safe_load(text)
+        document = yaml.compose(text, _Loader)
+        values = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path}{_yaml_mistake(error)}") from None
     if not isinstance(values, dict):
-        raise InputError(f"{path}: found {type(values).__name__}, expected a mapping with sections such as model and data")
+        raise InputError(f"{path}: found {_kind(values)}, expected sections such as model and data")
     origins = {key: f"{path.name}:{line}" for key, line in _lines(document)}
     for override in overrides or []:
         key = _apply(values, override)
@@ -44,14 +75,49 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> tup
 
 def save_experiment(experiment: Experiment, path: str | Path) -> None:
     """Write the resolved experiment, every default spelled out, so that it loads again as it is."""
-    values = experiment.model_dump(mode="json", by_alias=True)
-    Path(path).write_text(yaml.safe_dump(values, sort_keys=False))
+    Path(path).write_text(_dump(experiment), encoding="utf-8")
+
+
+def annotated(experiment: Experiment, origins: Origins) -> str:
+    """Write the resolved experiment as YAML, each line with where its value came from as a comment."""
+    lines = _dump(experiment).splitlines()
+    places = {line: key for key, line in _lines(yaml.compose("\n".join(lines), _Loader))}
+    width = min(60, max(len(line) for line in lines))
+    commented = []
+    for number, line in enumerate(lines, start=1):
+        header = line.endswith(":") or number not in places
+        commented.append(line if header else f"{line:<{width}}  # {_source(places[number], origins)}")
+    return "\n".join(commented) + "\n"
 
 
 def nearest(word: str, choices: list[str]) -> str:
     """Return '; did you mean "..."?' for the choice most like `word`, or all choices when none is close."""
     close = difflib.get_close_matches(word, choices, n=1)
     return f'; did you mean "{close[0]}"?' if close else f"; expected one of: {', '.join(choices)}"
+
+
+def _dump(experiment: Experiment) -> str:
+    values = experiment.model_dump(mode="json", by_alias=True)
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000)
+
+
+def _source(key: str, origins: Origins) -> str:
+    if key in origins:
+        return origins[key]
+    if key.startswith(("model.encoder.", "model.decoder.")) and "model.size" in origins:
+        return f"{origins['model.size']}, from the size"
+    sections = [key[:dot] for dot in range(len(key)) if key[dot] == "."]
+    return "--set" if any(origins.get(section) == "--set" for section in sections) else "default"
+
+
+def _yaml_mistake(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f":{error.problem_mark.line + 1}: not valid YAML: {error.problem}"
+    return f": not valid YAML: {' '.join(str(error).split())}"
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else f"a {type(value).__name__}"
 
 
 def _apply(values: dict[str, Any], override: str) -> str:
@@ -70,7 +136,10 @@ def _apply(values: dict[str, Any], override: str) -> str:
         if node.get(parent) is None:
             node[parent] = {}
         node = node[parent]
-    value = yaml.safe_load(text) if text.strip() else None
+    try:
+        value = yaml.load(text, _Loader) if text.strip() else None
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {key}={text}{_yaml_mistake(error)}; quote it as YAML wants it") from None
     if isinstance(node, list) and last.isdigit() and int(last) < len(node):
         node[int(last)] = value
     elif isinstance(node, dict):
@@ -95,7 +164,8 @@ def _lines(node: yaml.Node | None, prefix: str = "") -> list[tuple[str, int]]:
 
 
 def _explain(error: ValidationError, path: Path, origins: Origins) -> str:
-    first = error.errors()[0]
+    # A misspelt key is also a missing one: the misspelling is what helps.
+    first = min(error.errors(), key=lambda mistake: mistake["type"] != "extra_forbidden")
     location = [str(part) for part in first["loc"] if part not in ("str", "list[str]")]
     key = ".".join(location)
     where = _origin(key, path, origins)

@@ -29,14 +29,14 @@ class Span(Section):
     def _parse(cls, value: Any) -> Any:
         if not isinstance(value, str):
             return value
-        match = re.fullmatch(r"\s*([0-9][0-9_.]*(?:e[0-9]+)?)\s*(step|epoch|sample)s?\s*", value, re.IGNORECASE)
+        match = re.fullmatch(r"\s*([0-9][0-9_.]*(?:e[+-]?[0-9]+)?)\s*(step|epoch|sample)s?\s*", value, re.IGNORECASE)
         if match is None:
             raise ValueError('expected a number and a unit, as in "100 epochs", "20000 steps" or "5e6 samples"')
         return {"count": float(match[1].replace("_", "")), "unit": match[2].lower() + "s"}
 
     @model_serializer
     def _text(self) -> str:
-        return f"{self.count:g} {self.unit}" if self.count < 1e6 else f"{int(self.count)} {self.unit}"
+        return f"{int(self.count) if self.count.is_integer() else self.count} {self.unit}"
 
     def steps(self, global_batch: int, samples_per_epoch: int) -> int:
         """Optimizer steps in this span, where a step takes `global_batch` samples."""

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from m3ae_scale.config import Experiment, Origins
 from m3ae_scale.engine.deepspeed_json import (
+    TOP_LEVEL,
     check_deepspeed_config,
     find_deepspeed_json,
     leaves,
@@ -50,6 +51,7 @@ def resolve(
     a sample in tokens, needed where batch.micro_tokens is set. Raises InputError for every contradiction.
     """
     path = find_deepspeed_json(experiment.engine.deepspeed, folder)
+    path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     config = load_deepspeed_json(path)
     places = {key: str(path) for key, _ in leaves(config)}
     _override(config, places, experiment.engine.overrides, origins)
@@ -58,6 +60,7 @@ def resolve(
     precision = _precision(config, places, experiment, origins)
     config.setdefault("zero_optimization", {}).setdefault("stage", 0)
     places.setdefault("zero_optimization.stage", "neither side: ZeRO off")
+    config = {key: config[key] for key in sorted(config, key=TOP_LEVEL.index)}
     return Resolved(config, {key: places[key] for key, _ in leaves(config)}, plan, precision)
 
 

@@ -17,7 +17,7 @@ TOP_LEVEL = (
     "gradient_allreduce_op", "managed_gradient_accumulation", "disable_allgather", "checkpoint", "datastates_ckpt",
     "aio", "activation_checkpointing", "compile", "steps_per_print", "wall_clock_breakdown", "memory_breakdown",
     "dump_state", "log_level", "timers", "flops_profiler", "comms_logger", "tensorboard", "wandb", "csv_monitor",
-    "comet", "disable_python_gc",
+    "comet", "disable_python_gc", "fp16", "torch_autocast",
 )  # fmt: skip
 
 # The same of zero_optimization (runtime/zero/config.py).
@@ -98,9 +98,9 @@ def check_deepspeed_config(config: dict[str, Any], where: str) -> None:
     `where` opens the message of the InputError.
     """
     for key, value in config.items():
-        if key == "fp16" and isinstance(value, dict) and not value.get("enabled"):
-            continue
         if key in NOT_HERE:
+            if key in TOP_LEVEL and isinstance(value, dict) and value.get("enabled") is False:
+                continue  # switched off: no offence
             raise InputError(f"{where}: {key}: has no place here; {NOT_HERE[key]}")
         if key not in TOP_LEVEL:
             raise InputError(f'{where}: unknown key "{key}"{_nearest_or_any(key, TOP_LEVEL)}')

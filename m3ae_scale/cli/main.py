@@ -1,0 +1,72 @@
+"""m3ae-scale VERB: thin verbs, each calls one function of one room. A user's mistake is one line and exit code 2."""
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+import click
+
+from m3ae_scale import __version__
+from m3ae_scale.errors import InputError
+
+# verb -> the module that holds it; imported when the verb is asked for, so that --help is quick
+VERBS = {
+    "pretrain": "m3ae_scale.cli.pretrain",
+    "data": "m3ae_scale.cli.data",
+    "config": "m3ae_scale.cli.config",
+    "page": "m3ae_scale.cli.page",
+    "sizes": "m3ae_scale.cli.sizes",
+}
+
+
+class LazyVerbs(click.Group):
+    """A group whose verbs are imported by name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the verbs in the order of their table."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module of a verb; the verb has its name there."""
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = getattr(import_module(VERBS[cmd_name]), cmd_name)
+        return command
+
+
+@click.group(cls=LazyVerbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="m3ae-scale")
+def cli() -> None:
+    """Pretrain the Multimodal Masked Autoencoder at scale. Start with `m3ae-scale pretrain --help`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
+    # DeepSpeed builds its operations with ninja, which lies beside this python whether or not .venv is activated.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    try:
+        return cli.main(args=argv, prog_name="m3ae-scale", standalone_mode=False) or 0
+    except InputError as error:
+        return _mistake(str(error))
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return 2
+    except click.ClickException as error:
+        verb = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "m3ae-scale"
+        return _mistake(f"{' '.join(error.format_message().split())} See {verb} --help.")
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except BrokenPipeError:  # as with `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _mistake(text: str) -> int:
+    print(f"error: {' '.join(text.splitlines())}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

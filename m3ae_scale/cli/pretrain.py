@@ -1,0 +1,43 @@
+"""m3ae-scale pretrain: one training run, on this process, on N of this machine, or as a rank of a launcher."""
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from m3ae_scale.cli.options import experiment_argument, set_option
+from m3ae_scale.errors import InputError
+
+
+@click.command()
+@experiment_argument
+@click.option("--nproc", type=click.IntRange(1), help="Processes to start on this machine.  [default: 1]")
+@set_option
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint of this experiment's run folder.")
+def pretrain(experiment: str, nproc: int | None, overrides: tuple[str, ...], resume: bool) -> None:
+    """Train the model that EXPERIMENT, a YAML file, describes.
+
+    Under torchrun, the deepspeed launcher, srun or mpirun the same command is one rank of their job.
+    """
+    from m3ae_scale.config import load_experiment
+    from m3ae_scale.engine.deepspeed_config import resolve
+    from m3ae_scale.parallel.launch import find_ranks, is_launched, launch_local
+    from m3ae_scale.parallel.topology import Topology
+
+    loaded, origins = load_experiment(experiment, list(overrides))
+    if is_launched(os.environ):
+        world = find_ranks(os.environ).world
+        if nproc not in (None, world):
+            raise InputError(f"--nproc: found {nproc}, but the launcher started {world} ranks; leave --nproc out")
+    elif nproc is not None and nproc > 1:
+        topology = Topology(nproc, loaded.parallel.tensor)
+        if loaded.batch.micro_tokens is None:  # else the data must be opened first
+            resolve(loaded, origins, topology, Path(experiment).parent)  # a mistake shows before torch is loaded
+        again = [sys.executable, "-m", "m3ae_scale.cli.main", "pretrain", experiment]
+        again += [f"--set={override}" for override in overrides] + ["--resume"] * resume
+        raise click.exceptions.Exit(launch_local(nproc, again))
+
+    from m3ae_scale.training.pretrain import pretrain as run
+
+    run(loaded, origins, Path(experiment), resume=resume)
