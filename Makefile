@@ -62,13 +62,13 @@ $(READY): setup.py constraints.txt
 	@start=$$(date +%s); set -e; \
 	echo "set-up: $(VENV) with $$($(PYTHON) --version), a few minutes the first time"; \
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
-	$(BIN)/python -m pip install -q -c constraints.txt "$$(grep '^torch==' constraints.txt)"; \
-	$(BIN)/python -m pip install -q -c constraints.txt -e .; \
+	$(BIN)/python -m pip install -qq -c constraints.txt "$$(grep '^torch==' constraints.txt)"; \
+	$(BIN)/python -m pip install -qq -c constraints.txt -e .; \
 	touch $@; \
 	echo "set-up: $$(( $$(date +%s) - start )) s"
 
 $(READY_DEV): $(READY)
 	@start=$$(date +%s); set -e; \
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'; \
+	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[dev]'; \
 	touch $@; \
 	echo "set-up of the tools for tests: $$(( $$(date +%s) - start )) s"

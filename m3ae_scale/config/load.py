@@ -3,7 +3,7 @@
 import difflib
 import re
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -175,6 +175,10 @@ def _explain(error: ValidationError, path: Path, origins: Origins) -> str:
     if first["type"] == "missing":
         return f'{where}: missing key "{key}"; add it'
     message = first["msg"].removeprefix("Value error, ")
+    field, colon, rest = message.partition(": ")
+    if colon and field in _keys_at(location):  # the check of a section, which names the key it is about
+        key, message = ".".join((*location, field)), rest
+        where = _origin(key, path, origins)
     shown = "" if isinstance(first["input"], dict | BaseModel) else f"found {first['input']!r}: "
     return f"{where}: {key}: {shown}{message}" if key else f"{where}: {message}"
 
@@ -189,19 +193,17 @@ def _origin(key: str, path: Path, origins: Origins) -> str:
 
 
 def _keys_at(location: list[str]) -> list[str]:
+    """Return the keys of the section at `location`; none where a plain value stands."""
     model: Any = Experiment
     for name in location:
-        if not name.isdigit():
+        if model is not None and not name.isdigit():
             fields = {(f.alias or n): f for n, f in model.model_fields.items()}
-            model = _model_in(fields[name].annotation)
-    return [(f.alias or n) for n, f in model.model_fields.items()]
+            model = _section_in(fields[name].annotation) if name in fields else None
+    return [(f.alias or n) for n, f in model.model_fields.items()] if model is not None else []
 
 
-def _model_in(annotation: Any) -> Any:
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the section that an annotation such as list[SourceConfig] speaks of, if any."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    for inner in get_args(annotation) if get_origin(annotation) in (list, Union) or get_args(annotation) else ():
-        found = _model_in(inner)
-        if found is not None:
-            return found
-    return None
+    return next((found for inner in get_args(annotation) if (found := _section_in(inner)) is not None), None)
