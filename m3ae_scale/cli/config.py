@@ -43,8 +43,8 @@ def explain(
     topology = Topology(nproc or loaded.parallel.tensor, loaded.parallel.tensor)
     final = resolve(loaded, origins, topology, Path(experiment).parent, tokens_per_sample)
     if as_json:
-        plan = {**vars(final.plan), "world": topology.world, "tensor": topology.tensor}
-        document = {"config": final.config, "provenance": final.provenance, "plan": plan}
+        shape = {**vars(final.plan), "world": topology.world, "tensor": topology.tensor}
+        document = {"config": final.config, "provenance": final.provenance, "plan": shape}
         click.echo(json.dumps(document, indent=2))
         return
     plan = final.plan

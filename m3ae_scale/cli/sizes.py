@@ -10,12 +10,15 @@ def sizes(vocabulary: int, patch: int) -> None:
     """Print the named sizes. A shape is dim x depth x heads."""
     from m3ae_scale.sizes import SIZES, model_parameters, tower_parameters
 
-    rows = [("size", "encoder", "mlp", "decoder", "encoder parameters", "whole model", "shape from")]
+    click.echo(_row("size", "encoder", "mlp", "decoder", "encoder parameters", "whole model", "shape from"))
     for name, size in SIZES.items():
-        e, d = size.encoder, size.decoder
-        counts = tower_parameters(e), model_parameters(e, d, vocabulary, patch * patch * 3)
-        shapes = (f"{tower.dim} x {tower.depth} x {tower.heads}" for tower in (e, d))
-        rows.append((name, next(shapes), str(e.mlp_dim), next(shapes), *(f"{n:,}" for n in counts), size.source))
-    for name, encoder, mlp, decoder, parameters, whole, source in rows:
-        click.echo(f"{name:<6} {encoder:<14} {mlp:>5}  {decoder:<12} {parameters:>18} {whole:>15}  {source}")
+        encoder, decoder = (f"{tower.dim} x {tower.depth} x {tower.heads}" for tower in (size.encoder, size.decoder))
+        of_encoder = tower_parameters(size.encoder)
+        of_all = model_parameters(size.encoder, size.decoder, vocabulary, patch * patch * 3)
+        mlp = str(size.encoder.mlp_dim)
+        click.echo(_row(name, encoder, mlp, decoder, f"{of_encoder:,}", f"{of_all:,}", size.source))
     click.echo(f"The whole model has {vocabulary:,} word pieces and patches of {patch} x {patch} pixels.")
+
+
+def _row(name: str, encoder: str, mlp: str, decoder: str, of_encoder: str, of_all: str, source: str) -> str:
+    return f"{name:<6} {encoder:<14} {mlp:>6}  {decoder:<12} {of_encoder:>18} {of_all:>15}  {source}"

@@ -31,12 +31,13 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """One key a line; a list of plain values, such as optimizer.betas, stays on its line."""
 
-    def represent_list(self, values: list[Any]) -> yaml.Node:
-        plain = not any(isinstance(value, list | dict) for value in values)
-        return self.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=plain)
+
+def _represent_list(dumper: yaml.SafeDumper, values: list[Any]) -> yaml.SequenceNode:
+    plain = not any(isinstance(value, list | dict) for value in values)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=plain)
 
 
-_Dumper.add_representer(list, _Dumper.represent_list)
+_Dumper.add_representer(list, _represent_list)
 _NUMBER = re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$")  # YAML 1.1 wants 1.0e+4 in full
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
 

@@ -1,0 +1,1 @@
+"""DeepSpeed's engine: what it is told, how it is built, and its state."""
