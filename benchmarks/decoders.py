@@ -5,8 +5,9 @@
 Every way gets the same files and the same random crops, one after the other within a round, so that noise of the
 machine hits all alike; a way's time is the median of its rounds. Quality is the difference from Pillow's full
 decode and antialiased bicubic of the same crop, in steps of 255. Crops lie on multiples of 8 pixels, so that a
-decode at 1/n can take exactly the same one (in training its edges move by up to n / 2 pixels). The pictures have a photograph's spectrum and
-are coded at quality 90 with halved chroma. Ways whose library is not installed are left out.
+decode at 1/n can take exactly the same one (in training its edges move by up to n / 2 pixels). The pictures have
+a photograph's spectrum and are coded at quality 90 with halved chroma. Ways whose library is not installed are
+left out.
 """
 
 import argparse
@@ -27,6 +28,7 @@ os.environ.update(OMP_NUM_THREADS="1", VIPS_CONCURRENCY="1", RAYON_NUM_THREADS="
 import numpy as np
 import simplejpeg
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from m3ae_scale.config.schema import AugmentConfig
@@ -34,7 +36,8 @@ from m3ae_scale.data.augment import Box, crop, largest_shrink, random_crop, resi
 from m3ae_scale.data.decode import open_image
 from m3ae_scale.data.rng import stream
 
-Way = Callable[[bytes, Box, int], np.ndarray]
+Pixels = NDArray[np.uint8]
+Way = Callable[[bytes, Box, int], Pixels]
 CHOSEN = "simplejpeg at 1/n, gap 2 + torch"
 REFERENCE = "Pillow"
 BICUBIC = Image.Resampling.BICUBIC
@@ -45,60 +48,61 @@ def edges(box: Box) -> tuple[int, int, int, int]:
     return box.left, box.top, box.left + box.width, box.top + box.height
 
 
-def pillow(data: bytes, box: Box, size: int) -> np.ndarray:
+def pillow(data: bytes, box: Box, size: int) -> Pixels:
     """Full decode, crop, bicubic: what torchvision does."""
     image = Image.open(io.BytesIO(data)).convert("RGB").crop(edges(box))
     return np.asarray(image.resize((size, size), BICUBIC))
 
 
-def pillow_gap(data: bytes, box: Box, size: int) -> np.ndarray:
+def pillow_gap(data: bytes, box: Box, size: int) -> Pixels:
     """Full decode; a box filter first where the crop has more than twice the pixels (reducing_gap)."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     return np.asarray(image.resize((size, size), BICUBIC, box=edges(box), reducing_gap=2.0))
 
 
-def pillow_draft(data: bytes, box: Box, size: int) -> np.ndarray:
+def pillow_draft(data: bytes, box: Box, size: int) -> Pixels:
     """Decode at 1/n where the crop keeps twice the pixels, then the same."""
     image = Image.open(io.BytesIO(data))
     shrink = largest_shrink(box, size)
     image.draft("RGB", (image.width // shrink, image.height // shrink))
-    part = tuple(edge / shrink for edge in edges(box))
+    left, top, right, bottom = (edge / shrink for edge in edges(box))
+    part = left, top, right, bottom
     return np.asarray(image.convert("RGB").resize((size, size), BICUBIC, box=part))
 
 
-def simple_pillow(data: bytes, box: Box, size: int) -> np.ndarray:
+def simple_pillow(data: bytes, box: Box, size: int) -> Pixels:
     """Full decode by simplejpeg, bicubic by Pillow."""
     part = crop(simplejpeg.decode_jpeg(data), box, 1)
     return np.asarray(Image.fromarray(part).resize((size, size), BICUBIC))
 
 
-def simple_torch(data: bytes, box: Box, size: int) -> np.ndarray:
+def simple_torch(data: bytes, box: Box, size: int) -> Pixels:
     """Full decode by simplejpeg, bicubic by torch."""
     return resize(crop(simplejpeg.decode_jpeg(data), box, 1), size)
 
 
-def chosen(data: bytes, box: Box, size: int) -> np.ndarray:
+def chosen(data: bytes, box: Box, size: int) -> Pixels:
     """What m3ae_scale does."""
     pixels, shrink = open_image(data).decode(largest_shrink(box, size))
     return resize(crop(pixels, box, shrink), size)
 
 
-def simple_torch_gap_1(data: bytes, box: Box, size: int) -> np.ndarray:
+def simple_torch_gap_1(data: bytes, box: Box, size: int) -> Pixels:
     """Decode at 1/n down to the resolution of the square itself."""
     shrink = next((n for n in (8, 4, 2) if min(box.width, box.height) >= size * n), 1)
     pixels, _ = open_image(data).decode(shrink)
     return resize(crop(pixels, box, shrink), size)
 
 
-def opencv(data: bytes, box: Box, size: int) -> np.ndarray:
+def opencv(data: bytes, box: Box, size: int) -> Pixels:
     """OpenCV's own decoder, and its bicubic, which does not antialias."""
     import cv2
 
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    image = np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB), np.uint8)
     return cv2.resize(crop(image, box, 1), (size, size), interpolation=cv2.INTER_CUBIC)
 
 
-def opencv_area(data: bytes, box: Box, size: int) -> np.ndarray:
+def opencv_area(data: bytes, box: Box, size: int) -> Pixels:
     """OpenCV's box filter after simplejpeg: it antialiases but is no bicubic."""
     import cv2
 
@@ -106,17 +110,17 @@ def opencv_area(data: bytes, box: Box, size: int) -> np.ndarray:
     return cv2.resize(part, (size, size), interpolation=cv2.INTER_AREA)
 
 
-def kornia(data: bytes, box: Box, size: int) -> np.ndarray:
+def kornia(data: bytes, box: Box, size: int) -> Pixels:
     """The antialiased bicubic of kornia-rs after simplejpeg."""
     from kornia_rs import imgproc
 
     part = np.ascontiguousarray(crop(simplejpeg.decode_jpeg(data), box, 1))
-    return imgproc.resize(part, (size, size), interpolation="bicubic", antialias=True)
+    return np.asarray(imgproc.resize(part, (size, size), interpolation="bicubic", antialias=True))
 
 
-def vips(data: bytes, box: Box, size: int) -> np.ndarray:
+def vips(data: bytes, box: Box, size: int) -> Pixels:
     """libvips, with its decode at 1/n where the crop keeps twice the pixels."""
-    import pyvips
+    import pyvips  # type: ignore[import-untyped]
 
     shrink = largest_shrink(box, size)
     image = pyvips.Image.new_from_buffer(data, "", shrink=shrink)
@@ -124,7 +128,7 @@ def vips(data: bytes, box: Box, size: int) -> np.ndarray:
     right, bottom = min(right, image.width), min(bottom, image.height)
     part = image.crop(left, top, right - left, bottom - top)
     square = part.resize(size / part.width, vscale=size / part.height, kernel="cubic")
-    return square.numpy()
+    return np.asarray(square.numpy())
 
 
 WAYS: dict[str, tuple[Way, str]] = {
@@ -154,7 +158,7 @@ def picture(width: int, height: int, seed: int) -> bytes:
         plane = np.fft.ifft2(noise / frequency**1.3).real
         planes.append(128 + 55 * (plane - plane.mean()) / plane.std())
     pixels = np.stack(planes, -1).clip(0, 255).astype(np.uint8)
-    return simplejpeg.encode_jpeg(pixels, quality=90, colorsubsampling="420")
+    return bytes(simplejpeg.encode_jpeg(pixels, quality=90, colorsubsampling="420"))
 
 
 def on_eights(box: Box) -> Box:
