@@ -5,11 +5,13 @@ turn and DataLoader returns them in order, so any number of workers gives the sa
 at another m.
 """
 
+import atexit
 import itertools
 import signal
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
@@ -261,22 +263,35 @@ def _run(batches: _MicroBatches, numbers: Any, quarantine: Quarantine) -> Iterat
         multiprocessing_context=get_context("fork") if workers else None,
     )
     stream = iter(loader)
-    while True:
-        try:
-            prepared = next(stream)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise RuntimeError(
-                f"a data worker process of rank {batches.plan.rank} died ({str(error).splitlines()[0]}); most often "
-                "the machine ran out of memory: lower data.workers or data.prefetch"
-            ) from None
-        if prepared.failure:
-            raise InputError(prepared.failure)
-        quarantine.judge(prepared.bad, prepared.tried)
-        yield unwrap(prepared.parcel)
+    stop = partial(_end_workers, stream)
+    atexit.register(stop)  # before multiprocessing's own, which would wait for ever for who ignores SIGTERM
+    try:
+        while True:
+            try:
+                prepared = next(stream)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise RuntimeError(
+                    f"a data worker process of rank {batches.plan.rank} died ({str(error).splitlines()[0]}); "
+                    "most often the machine ran out of memory: lower data.workers or data.prefetch"
+                ) from None
+            if prepared.failure:
+                raise InputError(prepared.failure)
+            quarantine.judge(prepared.bad, prepared.tried)
+            yield unwrap(prepared.parcel)
+    finally:
+        stop()
+        atexit.unregister(stop)
+
+
+def _end_workers(stream: Any) -> None:
+    if hasattr(stream, "_shutdown_workers"):  # absent when there are none
+        stream._shutdown_workers()
+        for worker in stream._workers:
+            worker.kill()  # who is still busy, with a slow download perhaps
 
 
 def _begin_worker(worker: int) -> None:

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 Integers = NDArray[np.int64]
 
 _LARGEST_TOTAL = 2**16  # weights are exact fractions of their sum up to this denominator, and rounded to it beyond
-_FEWEST_ROWS = 256  # rows of the table: enough different shuffles of a row
+_SHUFFLES = 10  # different shuffles of a row in the table, at least
 
 
 @dataclass(frozen=True)
@@ -162,10 +162,11 @@ class Mixture:
         total = sum(shares)
         rows = total // gcd(total, lanes)  # the fewest rows that hold whole schedules
         if len(shares) > 1:
-            rows *= -(-_FEWEST_ROWS // rows)
+            rows *= -(-_SHUFFLES * lanes // rows)
         table = np.tile(schedule(shares), rows * lanes // total).reshape(rows, lanes)
         for row in range(rows) if len(shares) > 1 else ():
-            table[row] = table[row][permutation(lanes, seed, _ROW, row)]
+            # A new shuffle for every L rows, turned by one lane a row: in these a lane has each place of the row once.
+            table[row] = np.roll(table[row][permutation(lanes, seed, _ROW, row // lanes)], row)
         self.table = table  # (rows, lanes): the source of each position of a period
         self.period = rows * lanes
         member = table[None] == np.arange(len(shares))[:, None, None]

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -11,8 +13,9 @@ import pytest
 import torch
 from made_shards import experiment, sample_members, write_shards, write_tar
 
+import m3ae_scale
 from m3ae_scale.batch import Batch
-from m3ae_scale.config import Experiment
+from m3ae_scale.config import Experiment, save_experiment
 from m3ae_scale.data.loader import TrainingData, open_training, open_validation, preflight, tokens_per_sample
 from m3ae_scale.errors import InputError
 
@@ -257,6 +260,22 @@ def test_workers_end_with_the_stream_and_outlive_a_signal_to_the_job(mixture: Ex
     while children() & workers and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not children() & workers
+
+
+def test_a_program_that_ends_with_a_stream_open_ends(mixture: Experiment, tmp_path: Path) -> None:
+    save_experiment(mixture, tmp_path / "mixture.yaml")
+    program = f"""
+from m3ae_scale.config import load_experiment
+from m3ae_scale.data import open_training
+experiment, _ = load_experiment("{tmp_path}/mixture.yaml", ["data.workers=2"])
+stream = iter(open_training(experiment, data_rank=0, data_world=1, micro_batch={B}, accumulation=1))
+next(stream)
+raise SystemExit(7)
+"""
+    assert (
+        subprocess.run([sys.executable, "-c", program], timeout=60, cwd=Path(m3ae_scale.__file__).parents[1]).returncode
+        == 7
+    )
 
 
 def test_a_batch_crosses_processes_as_one_file(mixture: Experiment) -> None:
