@@ -9,6 +9,7 @@
 """
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -43,6 +44,8 @@ class Built:
 def build(experiment: Experiment, vocabulary: int, groups: Groups, deepspeed_config: dict[str, Any]) -> Built:
     """Build model and engine for this rank. `deepspeed_config` is final: see engine/deepspeed_config.py."""
     deepspeed_logger.setLevel("WARNING")
+    # DeepSpeed's own calls to torch, deprecated there since 2.13: nothing a user can do about it.
+    warnings.filterwarnings("ignore", message=r".*torch\.distributed\..* is deprecated", category=FutureWarning)
     zero = deepspeed_config.get("zero_optimization", {})
     stage = zero.get("stage", 0)
     dtype = torch.bfloat16 if deepspeed_config.get("bf16", {}).get("enabled") else torch.float32
