@@ -8,6 +8,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 BIN := $(VENV)/bin
+# --no-compile: most files of the dependencies are never imported, and the others are compiled when they are.
+INSTALL := $(BIN)/python -m pip install -qq --no-compile -c constraints.txt
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
 export PATH := $(abspath $(BIN)):$(PATH)
@@ -62,13 +64,13 @@ $(READY): setup.py constraints.txt
 	@start=$$(date +%s); set -e; \
 	echo "set-up: $(VENV) with $$($(PYTHON) --version), a few minutes the first time"; \
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
-	$(BIN)/python -m pip install -qq -c constraints.txt "$$(grep '^torch==' constraints.txt)"; \
-	$(BIN)/python -m pip install -qq -c constraints.txt -e .; \
+	$(INSTALL) "$$(grep '^torch==' constraints.txt)"; \
+	$(INSTALL) -e .; \
 	touch $@; \
 	echo "set-up: $$(( $$(date +%s) - start )) s"
 
 $(READY_DEV): $(READY)
 	@start=$$(date +%s); set -e; \
-	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[dev]'; \
+	$(INSTALL) -e '.[dev]'; \
 	touch $@; \
 	echo "set-up of the tools for tests: $$(( $$(date +%s) - start )) s"
