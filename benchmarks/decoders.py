@@ -99,7 +99,7 @@ def opencv(data: bytes, box: Box, size: int) -> Pixels:
     import cv2
 
     image = np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB), np.uint8)
-    return cv2.resize(crop(image, box, 1), (size, size), interpolation=cv2.INTER_CUBIC)
+    return np.asarray(cv2.resize(crop(image, box, 1), (size, size), interpolation=cv2.INTER_CUBIC), np.uint8)
 
 
 def opencv_area(data: bytes, box: Box, size: int) -> Pixels:
@@ -107,7 +107,7 @@ def opencv_area(data: bytes, box: Box, size: int) -> Pixels:
     import cv2
 
     part = crop(simplejpeg.decode_jpeg(data), box, 1)
-    return cv2.resize(part, (size, size), interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.resize(part, (size, size), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def kornia(data: bytes, box: Box, size: int) -> Pixels:
