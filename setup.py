@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-VERSION = re.search(r'__version__ = "(.+)"', (HERE / "m3ae_scale" / "__init__.py").read_text())[1]
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "m3ae_scale" / "version.py").read_text())[1]
 README = HERE / "README.md"
 
 # The lower bound is the oldest release whose interface the code uses; an upper bound stands where the next major

@@ -94,6 +94,6 @@ def map_tensors(record: T, function: Callable[[Tensor], Tensor]) -> T:
         value = getattr(record, field.name)
         if isinstance(value, Tensor):
             changed[field.name] = function(value)
-        elif isinstance(value, Stream | Targets):
+        elif isinstance(value, Stream) or isinstance(value, Targets):
             changed[field.name] = map_tensors(value, function)
     return replace(record, **changed)

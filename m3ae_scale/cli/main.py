@@ -8,14 +8,15 @@ from pathlib import Path
 
 import click
 
-from m3ae_scale import __version__
 from m3ae_scale.errors import InputError
+from m3ae_scale.version import __version__
 
 # verb -> the module that holds it; imported when the verb is asked for, so that --help is quick
 VERBS = {
     "pretrain": "m3ae_scale.cli.pretrain",
     "data": "m3ae_scale.cli.data",
     "config": "m3ae_scale.cli.config",
+    "encode": "m3ae_scale.cli.encode",
     "page": "m3ae_scale.cli.page",
     "sizes": "m3ae_scale.cli.sizes",
 }

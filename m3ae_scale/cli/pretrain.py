@@ -40,4 +40,8 @@ def pretrain(experiment: str, nproc: int | None, overrides: tuple[str, ...], res
 
     from m3ae_scale.training.pretrain import pretrain as run
 
-    run(loaded, origins, Path(experiment), resume=resume)
+    folder = run(loaded, origins, Path(experiment), resume=resume)
+    if folder is not None:  # on the first rank, at the end of training
+        from m3ae_scale.reports.run_page import write_run_page
+
+        click.echo(f"finished. Curves, pictures and what to try next: {write_run_page(folder)}")

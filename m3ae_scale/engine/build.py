@@ -149,7 +149,7 @@ def _construction(stage: int, config: dict[str, Any], mpu: ModuleType | None) ->
     if stage < 3:
         return contextlib.nullcontext()
     group = mpu.get_data_parallel_group() if mpu is not None else None
-    return deepspeed.zero.Init(config_dict_or_path=config, mpu=mpu, data_parallel_group=group)  # type: ignore[no-any-return]
+    return deepspeed.zero.Init(config_dict_or_path=config, mpu=mpu, data_parallel_group=group)
 
 
 def _mpu(groups: Groups) -> ModuleType | None:

@@ -39,7 +39,8 @@ def clip_gradients(model: torch.nn.Module, limit: float, groups: Groups) -> Tens
 
     A parameter that every tensor-parallel rank holds counts once, the parts of a split one all count.
     """
-    split, whole = [], []
+    split: list[Tensor] = []
+    whole: list[Tensor] = []
     for parameter in model.parameters():
         if parameter.grad is not None:
             (whole if shard_of(parameter) is None else split).append(parameter.grad)

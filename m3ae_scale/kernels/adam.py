@@ -31,7 +31,7 @@ def build_adam(name: str, groups: list[dict[str, Any]], config: OptimizerConfig,
 
         return DeepSpeedCPUAdam(groups, lr=lr, betas=config.betas, eps=config.eps, adamw_mode=True)
     if name == "apex":
-        from apex.optimizers import FusedAdam  # type: ignore[import-not-found]
+        from apex.optimizers import FusedAdam
 
         return FusedAdam(groups, lr=lr, betas=config.betas, eps=config.eps, adam_w_mode=True)
     return torch.optim.AdamW(groups, lr=lr, betas=config.betas, eps=config.eps, fused=True)

@@ -7,6 +7,7 @@ Backends
   reference   one softmax a sample, in plain arithmetic: what the others are tested against
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -61,12 +62,13 @@ def varlen(qkv: Tensor, packing: Packing) -> Tensor:
 
     q, k, v = qkv.unbind(1)
     cu, longest = packing.cu_seqlens, packing.max_seqlen
-    return varlen_attn(q, k, v, cu, cu, longest, longest)
+    attended: Tensor = varlen_attn(q, k, v, cu, cu, longest, longest)  # type: ignore[assignment]
+    return attended
 
 
 def flash_attn(qkv: Tensor, packing: Packing) -> Tensor:
     """Attend with the flash-attn package. qkv: (n, 3, heads, head_dim)."""
-    from flash_attn import flash_attn_varlen_qkvpacked_func  # type: ignore[import-not-found]
+    from flash_attn import flash_attn_varlen_qkvpacked_func
 
     return flash_attn_varlen_qkvpacked_func(qkv, packing.cu_seqlens, packing.max_seqlen)
 
@@ -75,7 +77,7 @@ def reference(qkv: Tensor, packing: Packing) -> Tensor:
     """Attend sample by sample with a written-out softmax. qkv: (n, 3, heads, head_dim)."""
     bounds = packing.cu_seqlens.tolist()
     out = []
-    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, end in itertools.pairwise(bounds):
         q, k, v = qkv[start:end].permute(1, 2, 0, 3)
         scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
         out.append((scores.softmax(-1) @ v).transpose(0, 1))

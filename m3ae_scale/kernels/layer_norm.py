@@ -20,7 +20,7 @@ def torch_layer_norm(dim: int) -> nn.Module:
 
 def apex_layer_norm(dim: int) -> nn.Module:
     """Make a LayerNorm over `dim` with apex's fused kernel."""
-    from apex.normalization import FusedLayerNorm  # type: ignore[import-not-found]
+    from apex.normalization import FusedLayerNorm
 
     return FusedLayerNorm(dim, eps=EPS)
 

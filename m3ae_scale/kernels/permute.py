@@ -20,4 +20,4 @@ class _PermuteRows(torch.autograd.Function):
 
 def permute_rows(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
     """Return `x[order]`. x: (n, dim); order, inverse: (n,) int64 with order[inverse[j]] = j."""
-    return _PermuteRows.apply(x, order, inverse)  # type: ignore[no-any-return]
+    return _PermuteRows.apply(x, order, inverse)

@@ -54,7 +54,7 @@ class ImageHead(nn.Module):
 
     def predict(self, x: Tensor) -> Tensor:
         """Predict patches. x: (K, dim) -> (K, patch_dim) normalised pixels, or (K, codebook) logits."""
-        return self.output(self.hidden(x))  # type: ignore[no-any-return]
+        return self.output(self.hidden(x))
 
 
 class TextHead(nn.Module):

@@ -44,7 +44,7 @@ class Encoder(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Encode the visible tokens: (E, dim), packed as Batch.encoder says."""
-        return self.transformer(self.embed(batch), batch.encoder, batch.sample_seed)  # type: ignore[no-any-return]
+        return self.transformer(self.embed(batch), batch.encoder, batch.sample_seed)
 
 
 class Decoder(nn.Module):
@@ -65,7 +65,7 @@ class Decoder(nn.Module):
     def forward(self, encoded: Tensor, batch: Batch) -> Tensor:
         """Decode every token. encoded: (E, encoder dim) -> (D, dim), packed as Batch.decoder says."""
         tokens = self.embed(encoded, batch)
-        return self.transformer(tokens, batch.decoder, batch.sample_seed)  # type: ignore[no-any-return]
+        return self.transformer(tokens, batch.decoder, batch.sample_seed)
 
 
 class M3AE(nn.Module):

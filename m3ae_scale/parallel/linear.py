@@ -21,18 +21,18 @@ from torch import Tensor, nn
 from m3ae_scale.parallel.shard import Shard, mark
 
 
-class _Column(ColumnParallelLinear):  # type: ignore[misc]
+class _Column(ColumnParallelLinear):
     """A column-parallel linear layer that returns its output alone."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x)[0]  # type: ignore[no-any-return]
+        return super().forward(x)[0]
 
 
-class _Row(RowParallelLinear):  # type: ignore[misc]
+class _Row(RowParallelLinear):
     """A row-parallel linear layer that returns its output alone."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x)[0]  # type: ignore[no-any-return]
+        return super().forward(x)[0]
 
 
 def _initialised_elsewhere(weight: Tensor) -> None:
@@ -69,7 +69,7 @@ class TensorParallelLayers:
         """See Layers."""
         layer = VocabParallelEmbedding(self._padded(words), dim, **self._common)
         mark(layer.weight, Shard(0, words))
-        return layer  # type: ignore[no-any-return]
+        return layer
 
     def vocabulary_head(self, dim: int, words: int) -> nn.Module:
         """See Layers."""
@@ -89,7 +89,7 @@ class TensorParallelLayers:
 
     def whole_logits(self, logits: Tensor) -> Tensor:
         """See Layers."""
-        return gather_from_tensor_model_parallel_region(logits, group=self.group)[:, : self._vocabulary]  # type: ignore[no-any-return]
+        return gather_from_tensor_model_parallel_region(logits, group=self.group)[:, : self._vocabulary]
 
     def first_channel(self, width: int) -> int:
         """See Layers."""

@@ -43,7 +43,7 @@ class Run:
 
 def train(run: Run) -> bool:
     """Train from `run.done` to `run.steps`; returns False when asked to stop before the end."""
-    experiment, every = run.experiment, run.experiment.run
+    every = run.experiment.run
     if run.done == 0:
         _look(run, pictures=every.pictures_every > 0, validation=every.validate_every > 0)
     while run.done < run.steps:

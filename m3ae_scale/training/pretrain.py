@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -76,7 +77,8 @@ def prepare(
     tokenizer = load_tokenizer(experiment.data.tokenizer)
 
     built = build(experiment, tokenizer.size, groups, resolved.config)
-    progress = load_checkpoint(checkpoint, built, groups) if checkpoint else {"step": 0, "cursor": None}
+    fresh: dict[str, Any] = {"step": 0, "cursor": None}
+    progress = load_checkpoint(checkpoint, built, groups) if checkpoint else fresh
     done = progress["step"]
     data = _open_data(experiment, groups, resolved, folder, progress["cursor"])
     epoch = told_by_first(groups, lambda: data.samples_per_epoch if data else 0)
@@ -129,7 +131,7 @@ def told_by_first(groups: Groups, work: Callable[[], T]) -> T:
         raise error
     if told[1]:
         raise SystemExit(2)  # the first rank says why
-    return told[0]  # type: ignore[no-any-return]
+    return told[0]
 
 
 def _open_folder(experiment: Experiment, folder: Path, resume: bool) -> Path | None:
@@ -179,6 +181,7 @@ def _save(
 
 def _write_down(experiment: Experiment, resolved: Resolved, facts: dict[str, Any], folder: Path, done: int) -> None:
     save_experiment(experiment, folder / "experiment.yaml")
+    shutil.copyfile(experiment.data.tokenizer, folder / "vocab.txt")  # so that the run folder is all one needs
     (folder / "deepspeed.json").write_text(json.dumps(resolved.config, indent=2) + "\n")
     (folder / "provenance.json").write_text(json.dumps(facts, indent=2, default=str) + "\n")
     if done:

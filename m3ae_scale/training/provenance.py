@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import m3ae_scale
+from m3ae_scale.version import __version__
 
 # Whatever of these is installed is named; each can change a number.
 _PACKAGES = (
@@ -32,7 +32,7 @@ def provenance() -> dict[str, Any]:
         "command": _command(),
         "hardware": _hardware(),
         "versions": _versions(),
-        "git": git_state(Path(m3ae_scale.__file__).parent),
+        "git": git_state(Path(__file__).parent.parent),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
     }
 
@@ -81,7 +81,7 @@ def _cpu_model() -> str:
 
 
 def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version(), "m3ae_scale": m3ae_scale.__version__}
+    versions = {"python": platform.python_version(), "m3ae_scale": __version__}
     for package in _PACKAGES:
         try:
             versions[package] = metadata.version(package)

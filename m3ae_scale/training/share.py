@@ -1,6 +1,7 @@
 """Under tensor parallelism the ranks of one group need the same batch: one of them reads it, the others receive it."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,13 +22,14 @@ def on_device(batches: Iterable[Batch] | None, groups: Groups) -> Iterator[Batch
             yield batch.to(groups.device)
         return
     source = iter(batches) if batches is not None else None
-    while (parcel := _broadcast(source, groups)) is not None:
+    while (parcel := _broadcast(source, groups, groups.tensor)) is not None:
         yield unwrap(parcel)
 
 
-def _broadcast(source: Iterator[Batch] | None, groups: Groups) -> Parcel | None:
+def _broadcast(source: Iterator[Batch] | None, groups: Groups, tensor: dist.ProcessGroup) -> Parcel | None:
     """Send the next batch of the reading rank to its group as one buffer; None when there is none left."""
-    parcel, told = None, [None, None]
+    parcel: Parcel | None = None
+    told: list[Any] = [None, None]  # (layout, bytes) of the parcel; the reader's mistake
     if source is not None:
         try:
             batch = next(source, None)
@@ -35,8 +37,8 @@ def _broadcast(source: Iterator[Batch] | None, groups: Groups) -> Parcel | None:
             told = [parcel and (parcel.layout, len(parcel.buffer)), None]
         except InputError as error:
             told = [None, str(error)]
-    reader = dist.get_global_rank(groups.tensor, 0)
-    dist.broadcast_object_list(told, src=reader, group=groups.tensor, device=groups.device)
+    reader = dist.get_global_rank(tensor, 0)
+    dist.broadcast_object_list(told, src=reader, group=tensor, device=groups.device)
     description, failure = told
     if failure is not None:
         raise InputError(failure)
@@ -47,5 +49,5 @@ def _broadcast(source: Iterator[Batch] | None, groups: Groups) -> Parcel | None:
         buffer = parcel.buffer.to(groups.device)
     else:
         buffer = torch.empty(size, dtype=torch.uint8, device=groups.device)
-    dist.broadcast(buffer, src=reader, group=groups.tensor)
+    dist.broadcast(buffer, src=reader, group=tensor)
     return Parcel(buffer, layout)
