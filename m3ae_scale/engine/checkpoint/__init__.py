@@ -1,0 +1,36 @@
+"""Checkpoints: whole named tensors with one manifest, whatever the topology, ZeRO stage and precision of the run.
+
+format     the manifest, and damage found by hash
+files      one safetensors file, written as a stream and read as a memory map
+folder     the checkpoints of a run: begun aside, published by one rename, found, pruned
+plan       which rank writes which tensor
+state      what this rank's engine holds of each parameter
+save, load, weights
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from m3ae_scale.engine.checkpoint.folder import SaveFailed, latest_checkpoint, prune_checkpoints
+    from m3ae_scale.engine.checkpoint.load import load_checkpoint
+    from m3ae_scale.engine.checkpoint.save import save_checkpoint
+    from m3ae_scale.engine.checkpoint.weights import read_weights
+
+__all__ = [
+    "SaveFailed",
+    "latest_checkpoint",
+    "load_checkpoint",
+    "prune_checkpoints",
+    "read_weights",
+    "save_checkpoint",
+]
+
+_MODULES = {"load_checkpoint": "load", "save_checkpoint": "save", "read_weights": "weights"}  # the others: folder
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `m3ae-scale checkpoint ls` reads manifests without waiting for torch."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'folder')}"), name)

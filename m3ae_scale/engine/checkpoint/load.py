@@ -1,0 +1,116 @@
+"""Loading: each rank reads from the mapped files exactly what it holds, whatever topology they were saved on.
+
+1. the model is compared with the manifest: a mistake is told before anything is read
+2. every file is hashed, the ranks sharing the work
+3. each rank copies its fragments into the fp32 masters and Adam's moments
+4. the masters become the weights that the model computes with
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from m3ae_scale.engine.build import Built
+from m3ae_scale.engine.checkpoint.files import MappedFile
+from m3ae_scale.engine.checkpoint.format import KINDS, Damaged, Manifest, find_damage, read_manifest
+from m3ae_scale.engine.checkpoint.state import Held, held_parameters, moment, open_moments, refresh_weights
+from m3ae_scale.errors import InputError
+from m3ae_scale.parallel.groups import Groups
+
+
+def load_checkpoint(path: Path, built: Built, groups: Groups) -> dict[str, Any]:
+    """Put the training state of the checkpoint folder `path` into a fresh or a used engine. Collective.
+
+    Returns the progress that was given to save_checkpoint. Raises InputError, on every rank, for a checkpoint that is
+    damaged or of another model.
+    """
+    path = Path(path)
+    manifest = _agreed(groups, lambda: read_manifest(path))
+    held = held_parameters(built)
+    check_model(path, manifest, {h.name: h.shape for h in held})
+    _agreed(groups, lambda: _check_share(path, manifest, groups))
+    open_moments(built, manifest.adam_steps)
+    _agreed(groups, lambda: _read_share(path, manifest, built, held, groups))
+    refresh_weights(built)
+    _set_counters(built, manifest.step)
+    return manifest.progress
+
+
+def check_model(path: Path, manifest: Manifest, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Compare the parameters of this run with those of the checkpoint.
+
+    Raises InputError that names both.
+    """
+    words = "encoder.embed.text.weight"
+    if words in shapes and words in manifest.shapes and shapes[words][0] != manifest.shapes[words][0]:
+        raise InputError(
+            f"{path}: trained with a vocabulary of {manifest.shapes[words][0]} words, this run's data.tokenizer has "
+            f"{shapes[words][0]}; give the tokenizer that the run began with, or start a new run"
+        )
+    advice = "restore the model section of the experiment that the run began with, or start a new run"
+    for name, shape in shapes.items():
+        if name not in manifest.shapes:
+            raise InputError(f"{path}: has no {name}, which this run's model has; {advice}")
+        if shape != manifest.shapes[name]:
+            raise InputError(f"{path}: {name} is {manifest.shapes[name]} there, {shape} in this run's model; {advice}")
+    for name in manifest.shapes:
+        if name not in shapes:
+            raise InputError(f"{path}: holds {name}, which this run's model lacks; {advice}")
+
+
+def _check_share(path: Path, manifest: Manifest, groups: Groups) -> None:
+    """Hash this rank's share of the files."""
+    largest_first = sorted(manifest.files, key=lambda name: (-manifest.files[name].bytes, name))
+    damage = find_damage(path, manifest, largest_first[groups.rank :: groups.topology.world])
+    if damage:
+        raise Damaged(damage[0])
+
+
+@torch.no_grad()
+def _read_share(path: Path, manifest: Manifest, built: Built, held: list[Held], groups: Groups) -> None:
+    """Copy every fragment that this rank holds out of the files."""
+    for kind in KINDS:
+        files: dict[str, MappedFile] = {}
+        for h in (h for h in held if h.master is not None):
+            name = manifest.places[h.name][kind]
+            if name not in files:
+                files[name] = MappedFile(path / name)
+            moment(built, h, kind).copy_(_fragment(files[name], h, groups))
+
+
+def _fragment(file: MappedFile, held: Held, groups: Groups) -> Tensor:
+    """Return what `held` covers of the tensor in `file`; only its pages are read."""
+    part = torch.from_numpy(file.array(held.name))
+    if held.shard is not None:
+        part = held.shard.part(part, groups.tensor_rank, groups.topology.tensor)
+    return part.reshape(-1)[held.start : held.start + held.count]
+
+
+def _set_counters(built: Built, step: int) -> None:
+    engine = built.engine
+    engine.global_steps = step
+    engine.global_samples = step * engine.train_batch_size()
+    engine.micro_steps = step * engine.gradient_accumulation_steps()
+
+
+def _agreed(groups: Groups, work: Callable[[], Any]) -> Any:
+    """Do `work` on every rank and return this rank's result; a problem on any is raised on all."""
+    result, problem = None, None
+    try:
+        result = work()
+    except InputError as error:
+        problem = str(error)
+    except Damaged as error:
+        problem = f"{error}; take an older checkpoint: m3ae-scale checkpoint ls RUN_FOLDER shows them"
+    except OSError as error:
+        problem = f"{error.filename}: {error.strerror}"
+    problems: list[Any] = [None] * groups.topology.world
+    dist.all_gather_object(problems, problem)
+    first = next((p for p in problems if p is not None), None)
+    if first is not None:
+        raise InputError(first)
+    return result

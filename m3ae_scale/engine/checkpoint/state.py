@@ -1,0 +1,171 @@
+"""What this rank's engine holds of each parameter: one flat fragment of the fp32 master and of Adam's moments.
+
+Every ZeRO stage keeps its optimizer's state in other tensors; here, and nowhere else, it is known which.
+
+    stage 0, fp32   the parameter itself                                   all of it, on every rank
+    stage 0, bf16   a master copy per parameter                            all of it, on every rank
+    stage 1, 2      one flat master per parameter group and rank           what of it falls into the rank's share
+    stage 3         one flat master per sub-group, each parameter split    a share of every parameter
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from m3ae_scale.engine.build import Built
+from m3ae_scale.errors import InputError
+from m3ae_scale.parallel.shard import Shard, shard_of, whole_shape
+
+
+@dataclass(frozen=True)
+class Held:
+    """The fragment that this rank holds of one parameter, or rather of its tensor-parallel part."""
+
+    name: str
+    part_shape: tuple[int, ...]  # of the part on this tensor-parallel rank
+    shape: tuple[int, ...]  # of the whole parameter
+    shard: Shard | None  # how the part is cut out of the whole; None: every tensor-parallel rank has all of it
+    start: int  # of the fragment in the flattened part
+    count: int  # elements in the fragment; 0: other ranks have it all
+    master: Tensor | None  # the tensor that the optimizer steps: the fragment lies in it ...
+    offset: int  # ... from here
+
+    def view(self, values: Tensor) -> Tensor:
+        """Return the fragment in `values`: the master, or a moment of the master's shape."""
+        return values.detach().view(-1).narrow(0, self.offset, self.count)
+
+
+def held_parameters(built: Built) -> list[Held]:
+    """List what this rank holds of every parameter, in the model's order: the same list, fragments apart, on all."""
+    engine = built.engine
+    optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
+    if getattr(optimizer, "swap_optimizer", False):
+        raise InputError(
+            "zero_optimization.offload_optimizer.device: found nvme, which checkpoints cannot read; use cpu or none"
+        )
+    find = {0: _find_whole, 1: _find_flat, 2: _find_flat, 3: _find_partitioned}[stage]
+    masters = _masters_of_stage_0(optimizer) if stage == 0 else {}
+    held = []
+    for name, parameter in engine.module.named_parameters():
+        if not parameter.requires_grad:
+            raise NotImplementedError(f"{name} is frozen: a checkpoint of training holds trained parameters only")
+        part = torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+        start, count, master, offset = find(optimizer, parameter, masters)
+        whole = whole_shape(parameter, part)
+        held.append(Held(name, tuple(part), whole, shard_of(parameter), start, count, master, offset))
+    return held
+
+
+Place = tuple[int, int, Tensor | None, int]  # start, count, master, offset: see Held
+
+
+def _masters_of_stage_0(optimizer: Any) -> dict[int, Tensor]:
+    """Map id(parameter) to its fp32 master where DeepSpeed's bf16 optimizer keeps one."""
+    pairs = zip(getattr(optimizer, "fp16_groups", []), getattr(optimizer, "fp32_groups", []), strict=True)
+    return {id(p): master for group, masters in pairs for p, master in zip(group, masters, strict=True)}
+
+
+def _find_whole(optimizer: Any, parameter: nn.Parameter, masters: dict[int, Tensor]) -> Place:
+    return 0, parameter.numel(), masters.get(id(parameter), parameter), 0
+
+
+def _find_flat(optimizer: Any, parameter: nn.Parameter, masters: dict[int, Tensor]) -> Place:
+    mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+    if mapping is None:
+        return 0, 0, None, 0
+    master = optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
+    return (
+        mapping.lp_fragment_address.start,
+        mapping.lp_fragment_address.numel,
+        master,
+        mapping.hp_fragment_address.start,
+    )
+
+
+def _find_partitioned(optimizer: Any, parameter: nn.Parameter, masters: dict[int, Tensor]) -> Place:
+    group, offset, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
+    start = optimizer._get_param_partition_rank(parameter) * size
+    count = min(size, parameter.ds_numel - start)  # type: ignore[attr-defined]
+    if count <= 0:  # the last ranks may have nothing but padding
+        return 0, 0, None, 0
+    return start, count, optimizer.fp32_partitioned_groups_flat[group], offset
+
+
+def torch_optimizer(built: Built) -> Any:
+    """Return the optimizer inside DeepSpeed's."""
+    return getattr(built.engine.optimizer, "optimizer", built.engine.optimizer)
+
+
+def masters(built: Built) -> Iterator[tuple[dict[str, Any], Tensor]]:
+    """Yield every tensor that the optimizer of this rank steps, each with its parameter group."""
+    optimizer, inner = built.engine.optimizer, torch_optimizer(built)
+    if hasattr(optimizer, "fp32_partitioned_groups_flat"):  # stage 3 empties the groups between steps
+        for index, master in enumerate(optimizer.fp32_partitioned_groups_flat):
+            yield inner.param_groups[optimizer.sub_group_to_group_id[index]], master
+        return
+    for group in inner.param_groups:
+        for master in group["params"]:
+            yield group, master
+
+
+def adam_steps(built: Built) -> int:
+    """Return how many steps Adam has counted; 0 before its first."""
+    state = torch_optimizer(built).state
+    for group, master in masters(built):
+        if "exp_avg" in state.get(master, {}):
+            return int(state[master].get("step", group.get("step", 0)))  # apex counts in the group
+    return 0
+
+
+def moment(built: Built, held: Held, kind: str) -> Tensor:
+    """Return this rank's fragment of the master ("weights") or of a moment ("exp_avg", "exp_avg_sq"), float32."""
+    if held.master is None:
+        return torch.empty(0)
+    if kind == "weights":
+        return held.view(held.master)
+    state = torch_optimizer(built).state.get(held.master, {})
+    if kind in state:
+        return held.view(state[kind])
+    if adam_steps(built):
+        raise RuntimeError(f"{held.name}: the optimizer has stepped, but its {kind} is not where it was expected")
+    return torch.zeros(held.count)  # before the first step
+
+
+def open_moments(built: Built, steps: int) -> None:
+    """Make Adam's moments where this optimizer has not stepped yet, and set its step counts, as if it had."""
+    inner = torch_optimizer(built)
+    on_device = inner.defaults.get("fused") or inner.defaults.get("capturable")
+    for group, master in masters(built):
+        state = inner.state[master]
+        for kind in ("exp_avg", "exp_avg_sq"):
+            if kind not in state:
+                state[kind] = torch.zeros_like(master, requires_grad=False)
+        if type(inner).__module__.startswith("apex."):
+            group["step"] = steps
+        elif isinstance(inner, torch.optim.AdamW):
+            state["step"] = torch.tensor(float(steps), device=master.device if on_device else "cpu")
+        else:
+            state["step"] = steps
+
+
+@torch.no_grad()
+def refresh_weights(built: Built) -> None:
+    """Copy the fp32 masters into the weights that the model computes with. Collective at stages 1 to 3."""
+    engine = built.engine
+    optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
+    if stage == 0:
+        masters = _masters_of_stage_0(optimizer)
+        for parameter in engine.module.parameters():
+            if id(parameter) in masters:
+                parameter.copy_(masters[id(parameter)])
+    elif stage < 3:
+        optimizer.update_lp_params()
+    else:
+        optimizer._partition_all_parameters()
+        for group in range(len(optimizer.fp16_groups)):
+            optimizer._reassign_or_swap_out_partitioned_parameters(group)
+        if optimizer.persistent_parameters:
+            optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
