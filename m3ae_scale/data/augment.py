@@ -91,7 +91,7 @@ def resize(pixels: Pixels, size: int) -> Pixels:
     (benchmarks/decoders.py).
     """
     # torch takes neither the negative strides of a turned image nor the read-only memory of Pillow's.
-    image = torch.from_numpy(np.require(pixels, requirements="CW")).permute(2, 0, 1)[None]
+    image = torch.from_numpy(np.require(pixels, requirements=("C", "W"))).permute(2, 0, 1)[None]
     square = torch.nn.functional.interpolate(image, (size, size), mode="bicubic", antialias=True)
     return np.ascontiguousarray(square[0].permute(1, 2, 0).numpy())
 

@@ -14,6 +14,7 @@ What becomes of an imperfect sample:
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,31 +72,27 @@ def prepare(raw: RawSample, recipe: Recipe, epoch: int, train: bool, global_step
     """
     identity = (recipe.seed, epoch, raw.name)
     image, text = _promised(raw)
-    if image is not None and text is not None:
-        image_drop, text_drop = _drops(raw.source, recipe, train)
-        draw = stream(*identity, "drop").random()
-    else:
-        image_drop, text_drop, draw = 0.0, 0.0, 1.0
+    dropped = _dropped(raw, recipe, train, identity)
     words = None
-    if text is not None and not (image_drop <= draw < image_drop + text_drop):
-        paired = image is not None and draw >= image_drop
+    if text is not None and dropped != "text":
+        paired = image is not None and dropped != "image"
         words = _encode(text, recipe.tokenizer, recipe.text_length if paired else recipe.unpaired_text_length)
         if words is None and image is None:
             raise BadSample("the text is blank, or holds nothing that makes a word piece")
         if words is not None and not paired:
-            image = None
+            image = None  # with a blank caption it would leave nothing: then the image stays
     patches = None
     if image is not None:
         rng = stream(*identity, "crop") if train else None
         patches = extract_patches(square_view(image, recipe.image_size, recipe.augment, rng), recipe.patch)
+    seen_patches = None if patches is None else _image_mask(len(patches), recipe, identity, global_step)
+    seen_words = None if words is None else _text_mask(len(words), image is not None, recipe, identity, global_step)
     return Sample(
         name=raw.name,
         patches=patches,
         words=words,
-        visible_patches=None if patches is None else _image_mask(len(patches), recipe, identity, global_step),
-        visible_words=None
-        if words is None
-        else _text_mask(len(words), image is not None, recipe, identity, global_step),
+        visible_patches=seen_patches,
+        visible_words=seen_words,
         seed=stream_seed(*identity, "seed"),
     )
 
@@ -118,9 +115,15 @@ def _members(raw: RawSample) -> str:
     return "its " + " and ".join(there) if there else "it: no member has a known ending"
 
 
-def _drops(source: str, recipe: Recipe, train: bool) -> tuple[float, float]:
-    config = (recipe.sources if train else recipe.validation)[source]
-    return config.image_drop, config.text_drop
+def _dropped(raw: RawSample, recipe: Recipe, train: bool, identity: Identity) -> Literal["image", "text"] | None:
+    """Which half of a pair is left out this epoch."""
+    if raw.kind != "paired":
+        return None
+    source = (recipe.sources if train else recipe.validation)[raw.source]
+    draw = stream(*identity, "drop").random()
+    if draw < source.image_drop:
+        return "image"
+    return "text" if draw < source.image_drop + source.text_drop else None
 
 
 def _encode(text: bytes, tokenizer: Tokenizer, limit: int) -> NDArray[np.int32] | None:
