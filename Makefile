@@ -49,7 +49,7 @@ format: $(READY_DEV)  ## let ruff rewrite what it can
 bench: $(READY_DEV)  ## run every benchmark; results go to benchmarks/results/
 	@set -e; for script in benchmarks/*.py; do echo "\$$ python $$script"; python $$script; done
 
-docs: $(READY)  ## rewrite docs/reference/ from the code: the command line, the configuration, the sizes
+docs: $(READY)  ## rewrite docs/reference/ from the code: every verb and every key
 	python docs/make_reference.py
 
 clean:  ## remove .venv, caches and builds; data/ and runs/ stay
