@@ -32,6 +32,7 @@ from m3ae_scale.data.tar import BLOCK, SAMPLE, Listing, NotATar, list_samples
 from m3ae_scale.errors import InputError
 
 INDEX_NAME = "m3ae-scale.index"
+_WORTH_A_BAR = 50  # shards to list
 _MAGIC = b"m3ae-index-v001\n"
 _TAIL = struct.Struct("<QQQ16s")  # where the shard table begins, shards, bytes of the names, magic
 _SHARD = np.dtype(
@@ -241,7 +242,9 @@ def _list_all(
     """Yield (location, bytes, listing) of each shard, as they come."""
     columns = (TextColumn("listing shards"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     workers = min(processes or os.cpu_count() or 1, len(locations))
-    with Progress(*columns, console=Console(file=sys.stderr), disable=not progress) as bar:
+    with Progress(
+        *columns, console=Console(file=sys.stderr), disable=not progress or len(locations) < _WORTH_A_BAR
+    ) as bar:
         task = bar.add_task("", total=len(locations))
         for location, outcome in _each_listing(locations, cache, workers):
             bar.advance(task)

@@ -90,17 +90,19 @@ class Supply:
         entry = source.entry(shard, int(place.index[j]))
         location, size = source.locations[shard], source.bytes_of(shard)
 
-        def member(span: tuple[int, int] | None) -> bytes | None:
-            return None if span is None else self._files.read(location, *span, shard_bytes=size)
+        def member(span: tuple[int, int] | None, wanted: bool) -> bytes | None:
+            if span is None or not wanted:  # b"": it is there, and nothing of it would enter a Batch
+                return None if span is None else b""
+            return self._files.read(location, *span, shard_bytes=size)
 
         return RawSample(
             source=source.name,
             shard=source.names[shard],
             key=entry.key,
             kind=source.kind,
-            image=member(entry.image) if source.kind != "text" else None,
-            text=member(entry.text) if source.kind != "image" else None,
-            meta=None,  # nothing of it enters a Batch, so it is not read
+            image=member(entry.image, source.kind != "text"),
+            text=member(entry.text, source.kind != "image"),
+            meta=member(entry.meta, False),
         )
 
     def _name(self, place: Places, j: int, reason: str) -> Bad:
