@@ -185,9 +185,10 @@ def _explain(error: ValidationError, path: Path, origins: Origins) -> str:
 
 
 def _origin(key: str, path: Path, origins: Origins) -> str:
+    """Where `key` was given, or something inside it, or else what it is inside of."""
     while key:
-        if key in origins:
-            origin = origins[key]
+        origin = origins.get(key) or next((o for k, o in origins.items() if k.startswith(f"{key}.")), None)
+        if origin is not None:
             return origin if origin == "--set" else str(path.with_name(origin))
         key = key.rpartition(".")[0]
     return str(path)

@@ -27,9 +27,9 @@ class Span(Section):
     @model_validator(mode="before")
     @classmethod
     def _parse(cls, value: Any) -> Any:
-        if not isinstance(value, str):
+        if not isinstance(value, str | int | float):
             return value
-        match = re.fullmatch(r"\s*([0-9][0-9_.]*(?:e[+-]?[0-9]+)?)\s*(step|epoch|sample)s?\s*", value, re.IGNORECASE)
+        match = re.fullmatch(r"\s*([0-9][0-9_.]*(?:e[+-]?[0-9]+)?)\s*(step|epoch|sample)s?\s*", str(value), re.IGNORECASE)
         if match is None:
             raise ValueError('expected a number and a unit, as in "100 epochs", "20000 steps" or "5e6 samples"')
         return {"count": float(match[1].replace("_", "")), "unit": match[2].lower() + "s"}

@@ -3,9 +3,9 @@
 import math
 
 
-def warmup_cosine(step: int, peak: float, warmup: int, total: int, final: float) -> float:
-    """Return the rate for optimizer step `step` (0, 1, ...): 0 up to `peak` in `warmup` steps, `final` at `total`."""
+def warmup_cosine(step: int, peak: float, warmup: int, total: int, final: float, initial: float = 0.0) -> float:
+    """Return the rate for step `step` (0, 1, ...): `initial` up to `peak` in `warmup` steps, `final` at `total`."""
     if step < warmup:
-        return peak * step / warmup
+        return initial + (peak - initial) * step / warmup
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
     return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -104,6 +104,8 @@ class M3AE(nn.Module):
 
     def _image_target(self, batch: Batch) -> Tensor:
         if self.discrete:
+            if not len(batch.patches):  # a batch of texts has no codebook ids, and needs none
+                return batch.image_targets.token
             if batch.patch_tokens is None:
                 raise ValueError("image_codebook is set, but the batch has no patch_tokens")
             return batch.patch_tokens.index_select(0, batch.image_targets.token)

@@ -196,7 +196,8 @@ def test_parity_of_activations_losses_and_gradients(name: str, mode: str) -> Non
         recorded = case.parameters(f"{mode}/grads/")
         assert recorded
         for parameter_name, parameter in case.model.named_parameters():
-            if parameter_name in recorded and parameter.grad is not None:
+            if parameter_name in recorded:
+                assert parameter.grad is not None, parameter_name
                 check("gradients", parameter.grad, recorded[parameter_name], case)
 
 
@@ -221,6 +222,10 @@ def test_parity_of_outputs_and_all_token_losses(name: str, mode: str) -> None:
         real = case.arrays["inputs/text_padding_mask"] == 0
         check("outputs", outputs.text, case.arrays[f"{mode}/text_output"][real], case)
     total = objective(losses, batch, weights).mean()
+    for kind in ("image", "text"):
+        if f"{mode}/loss_all_token/{kind}" in case.arrays:
+            recorded = case.arrays[f"{mode}/loss_all_token/{kind}"]
+            check("losses (all tokens)", getattr(losses, kind).mean(), recorded, case)
     check("losses (all tokens)", total, case.arrays[f"{mode}/loss_all_token/total"], case)
     if f"{mode}/loss_all_token/text_accuracy" in case.arrays:
         recorded = case.arrays[f"{mode}/loss_all_token/text_accuracy"]
@@ -245,7 +250,11 @@ def test_parity_of_the_representation(name: str, mode: str) -> None:
 def test_parity_of_optimizer_steps(name: str, mode: str) -> None:
     case = load(name)
     told, steps = case.info["optimizer"], case.info["case"]["modes"][mode]["steps"]
-    weights = LossConfig(image=case.info["loss_weights"]["image"], text=case.info["loss_weights"]["text"])
+    weights = LossConfig(
+        image=case.info["loss_weights"]["image"],
+        text=case.info["loss_weights"]["text"],
+        unpaired_text=case.info["loss_weights"]["text"],
+    )
     batch = batch_of(case, mode, weights)
     undecayed = case.info["info"]["no_decay_list"]
     named = dict(case.model.named_parameters())
@@ -262,7 +271,9 @@ def test_parity_of_optimizer_steps(name: str, mode: str) -> None:
     optimizer = build_adam("torch", groups, config, lr=1.0)
     schedule = told["schedule"]
     for step in range(steps):
-        rate = warmup_cosine(step, schedule["peak"], schedule["warmup"], schedule["total"], schedule["end"])
+        rate = warmup_cosine(
+            step, schedule["peak"], schedule["warmup"], schedule["total"], schedule["end"], schedule["init"]
+        )
         check("learning rate", rate, case.arrays[f"{mode}/train/learning_rate"][step], case, schedule["peak"])
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -275,15 +286,21 @@ def test_parity_of_optimizer_steps(name: str, mode: str) -> None:
     loss = objective(case.model(batch), batch, weights).mean()
     check("losses in training", loss, case.arrays[f"{mode}/train/loss_after"], case)
     recorded = case.parameters(f"{mode}/params_after_{steps}/")
+    gradients = case.parameters(f"{mode}/grads/")
+    farthest = 2 * case.arrays[f"{mode}/train/learning_rate"].sum()
     assert recorded
     for parameter_name, theirs in recorded.items():
         ours = named[parameter_name].detach().numpy().astype(np.float64)
+        gradient = np.abs(gradients[parameter_name])
         if parameter_name.endswith("qkv.bias"):
             # A bias on the keys shifts all scores of a query alike, so its true gradient is 0; what Adam
             # divides by its own size is rounding noise, in the reference too (its two versions differ by 5e-4).
-            ours, theirs = np.delete(ours.reshape(3, -1), 1, 0), np.delete(theirs.reshape(3, -1), 1, 0)
-        # In L2: Adam moves a parameter whose gradient is all rounding by the whole rate, in either direction.
-        error = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+            ours, theirs, gradient = (np.delete(x.reshape(3, -1), 1, 0) for x in (ours, theirs, gradient))
+        # Adam moves an entry whose gradient is rounding by up to the whole rate, in either direction: the
+        # reference too lands elsewhere in float64. Such entries need only stay within reach of each other.
+        known = gradient >= TOLERANCE * gradient.max()
+        assert np.abs(ours - theirs)[~known].max(initial=0) <= farthest
+        error = np.linalg.norm((ours - theirs)[known]) / np.linalg.norm(theirs[known])
         check("parameters after steps (L2)", error, np.zeros(()), case)
 
 
