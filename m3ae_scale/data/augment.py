@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from m3ae_scale.config.schema import AugmentConfig
-from m3ae_scale.data.decode import Pixels, open_image
+from m3ae_scale.data.decode import Encoded, Pixels, open_image
 
 # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size only where the crop keeps this many pixels per pixel of the
 # square, on both sides. At 2 the result is within 4 of 255 of Pillow's from the full decode, 0.3 on average; at 1
@@ -62,7 +62,11 @@ def square_view(data: bytes, size: int, augment: AugmentConfig, rng: np.random.G
     rng: draws crop and flip; None takes the centre crop, unflipped, as validation does.
     Raises BadSample for an image that cannot be used.
     """
-    image = open_image(data)
+    return view_of(open_image(data), size, augment, rng)
+
+
+def view_of(image: Encoded, size: int, augment: AugmentConfig, rng: np.random.Generator | None) -> Pixels:
+    """Do what `square_view` does with an image whose header is read already."""
     box = (
         centre_crop(image.width, image.height) if rng is None else random_crop(image.width, image.height, augment, rng)
     )

@@ -94,17 +94,22 @@ class IndexFile:
 
     def entry(self, shard: int, index: int) -> Entry:
         """Return where sample `index` of the shard lies."""
-        row, rows = self.table[shard], self.samples(shard)
+        row = self.table[shard]
         start = int(row["start"]) + int(row["samples"]) * SAMPLE.itemsize
-        key_start = int(rows[index - 1]["key_end"]) if index else 0
-        sample = rows[index]
-        key = self._mapped[start + key_start : start + int(sample["key_end"])]
+        return entry_of(self.samples(shard), self._mapped, index, start)
 
-        def member(name: str) -> tuple[int, int] | None:
-            block = int(sample[f"{name}_block"])
-            return (block * BLOCK, int(sample[f"{name}_bytes"])) if block else None
 
-        return Entry(key.decode("utf-8", "replace"), member("image"), member("text"), member("meta"))
+def entry_of(samples: np.ndarray, keys: bytes | mmap.mmap, index: int, start: int = 0) -> Entry:
+    """Return where sample `index` lies, by the listing of its shard; its joined keys begin at `start` in `keys`."""
+    sample = samples[index]
+    key_start = int(samples[index - 1]["key_end"]) if index else 0
+    key = keys[start + key_start : start + int(sample["key_end"])]
+
+    def member(name: str) -> tuple[int, int] | None:
+        block = int(sample[f"{name}_block"])
+        return (block * BLOCK, int(sample[f"{name}_bytes"])) if block else None
+
+    return Entry(key.decode("utf-8", "replace"), member("image"), member("text"), member("meta"))
 
 
 @dataclass(frozen=True)
@@ -182,12 +187,9 @@ def index_shards(
     What no index has, or has not as it is now, is listed with `processes` (None: one a core) and saved.
     Raises InputError for a missing shard or a file that is no tar.
     """
-    folders: dict[str, list[int]] = {}
-    for i, location in enumerate(locations):
-        folders.setdefault(_folder(location), []).append(i)
     files: list[IndexFile] = []
     file_of, row_of = np.empty(len(locations), np.int32), np.empty(len(locations), np.int32)
-    for folder, members in folders.items():
+    for folder, members in _by_folder(locations).items():
         here = [locations[i] for i in members]
         file = _index_folder(folder, here, cache, where, processes, progress)
         rows = {name: row for row, name in enumerate(file.names)}
@@ -195,6 +197,32 @@ def index_shards(
         row_of[members] = [rows[_name(location)] for location in here]
         files.append(file)
     return files, file_of, row_of
+
+
+def saved_index(locations: list[str], cache: Cache, where: str) -> list[tuple[IndexFile, int, bool] | None]:
+    """Return for each shard the saved index that knows it, its row there, and whether it is as it was listed.
+
+    None: no saved index knows the shard. Nothing is listed or written. A remote shard counts as unchanged.
+    Raises InputError for a missing shard.
+    """
+    found: list[tuple[IndexFile, int, bool] | None] = [None] * len(locations)
+    for folder, members in _by_folder(locations).items():
+        here = [locations[i] for i in members]
+        file, stale = _freshest(folder, here, _states(here, where), cache)
+        rows = {name: row for row, name in enumerate(file.names)} if file else {}
+        changed = set(stale)
+        for i in members:
+            row = rows.get(_name(locations[i]))
+            if file is not None and row is not None:
+                found[i] = file, row, locations[i] not in changed
+    return found
+
+
+def _by_folder(locations: list[str]) -> dict[str, list[int]]:
+    folders: dict[str, list[int]] = {}
+    for i, location in enumerate(locations):
+        folders.setdefault(_folder(location), []).append(i)
+    return folders
 
 
 def _index_folder(

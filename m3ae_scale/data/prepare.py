@@ -71,7 +71,7 @@ def prepare(raw: RawSample, recipe: Recipe, epoch: int, train: bool, global_step
     Raises BadSample, its text the reason.
     """
     identity = (recipe.seed, epoch, raw.name)
-    image, text = _promised(raw)
+    image, text = promised(raw)
     dropped = _dropped(raw, recipe, train, identity)
     words = None
     if text is not None and dropped != "text":
@@ -97,8 +97,8 @@ def prepare(raw: RawSample, recipe: Recipe, epoch: int, train: bool, global_step
     )
 
 
-def _promised(raw: RawSample) -> tuple[bytes | None, bytes | None]:
-    """The image and the text that the kind of the source promises."""
+def promised(raw: RawSample) -> tuple[bytes | None, bytes | None]:
+    """Return the image and the text that the kind of the source promises. Raises BadSample when one is not there."""
     image = raw.image if raw.kind != "text" else None
     text = raw.text if raw.kind != "image" else None
     if raw.kind != "text" and image is None:
@@ -106,6 +106,14 @@ def _promised(raw: RawSample) -> tuple[bytes | None, bytes | None]:
     if raw.kind != "image" and text is None:
         raise BadSample(f"no text beside {_members(raw)}")
     return image, text
+
+
+def read_text(text: bytes) -> str:
+    """Decode a text member. Raises BadSample for one that is not UTF-8."""
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise BadSample(f"text that is not UTF-8: byte {text[error.start]:#04x} at {error.start}") from None
 
 
 def _members(raw: RawSample) -> str:
@@ -127,10 +135,7 @@ def _dropped(raw: RawSample, recipe: Recipe, train: bool, identity: Identity) ->
 
 
 def _encode(text: bytes, tokenizer: Tokenizer, limit: int) -> NDArray[np.int32] | None:
-    try:
-        words = tokenizer.encode(text.decode(), limit)
-    except UnicodeDecodeError as error:
-        raise BadSample(f"text that is not UTF-8: byte {text[error.start]:#04x} at {error.start}") from None
+    words = tokenizer.encode(read_text(text), limit)
     return words if len(words) else None
 
 

@@ -5,6 +5,7 @@ down, and the counts are there for the log. Each rank judges what it has read it
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -89,12 +90,20 @@ class Quarantine:
         )
 
 
+def by_reason(bad: Iterable[Bad]) -> list[tuple[str, list[Bad]]]:
+    """Group by reason, the most frequent first; reasons that differ in their numbers only are one."""
+    groups: dict[str, list[Bad]] = {}
+    for one in bad:
+        groups.setdefault(re.sub(r"[0-9][0-9,]*", "N", one.reason), []).append(one)
+    return [(group[0].reason, group) for group in sorted(groups.values(), key=len, reverse=True)]
+
+
 def read(path: Path) -> list[Bad]:
     """Return the bad samples of a JSON-lines file; a line that a crash cut short is passed over."""
     found = []
     for line in path.read_text().splitlines():
         try:
             found.append(Bad(**json.loads(line)))
-        except ValueError:
+        except (ValueError, TypeError):
             continue
     return found

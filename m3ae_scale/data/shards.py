@@ -120,24 +120,25 @@ class ShardFiles:
         if self._threads:
             self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _descriptor(self, location: str, shard_bytes: int) -> int:
-        if location in self._open:
-            self._open.move_to_end(location)
-            return self._open[location]
-        while len(self._open) >= _FILES_OPEN:
-            os.close(self._open.popitem(last=False)[1])
-        descriptor = os.open(self._path(location), os.O_RDONLY | os.O_CLOEXEC)
-        found = os.fstat(descriptor).st_size
-        if found != shard_bytes:
-            os.close(descriptor)
-            raise ShardError(f"the shard has {found} bytes, its index says {shard_bytes}: list it again")
-        self._open[location] = descriptor
-        return descriptor
-
-    def _path(self, location: str) -> Path:
+    def path(self, location: str) -> Path:
+        """Return a local file of the shard, fetched if need be. Raises ShardError."""
         if not is_remote(location):
             return Path(location)
         coming = self._coming.pop(location, None)
         path = coming.result() if coming else fetch(location, self.cache)
         # Another rank may have evicted it since it came.
         return path if path.exists() else fetch(location, self.cache)
+
+    def _descriptor(self, location: str, shard_bytes: int) -> int:
+        if location in self._open:
+            self._open.move_to_end(location)
+            return self._open[location]
+        while len(self._open) >= _FILES_OPEN:
+            os.close(self._open.popitem(last=False)[1])
+        descriptor = os.open(self.path(location), os.O_RDONLY | os.O_CLOEXEC)
+        found = os.fstat(descriptor).st_size
+        if found != shard_bytes:
+            os.close(descriptor)
+            raise ShardError(f"the shard has {found} bytes, its index says {shard_bytes}: list it again")
+        self._open[location] = descriptor
+        return descriptor

@@ -6,17 +6,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from m3ae_scale.data.index import IndexedSource
+from m3ae_scale.data.index import Entry, IndexedSource
 from m3ae_scale.data.order import Integers, Order, Places
 from m3ae_scale.data.prepare import Recipe, prepare
 from m3ae_scale.data.quarantine import Bad
 from m3ae_scale.data.remote import Cache, ShardError, is_remote
-from m3ae_scale.data.sample import BadSample, RawSample, Sample
+from m3ae_scale.data.sample import BadSample, Kind, RawSample, Sample
 from m3ae_scale.data.shards import ShardFiles
 from m3ae_scale.errors import InputError
 
 MOST_ATTEMPTS = 64  # substitutes tried for one position before the source counts as unusable
-_BYTES_PER_WORD = 5  # of English text, a word piece and its space; an estimate, for dealing by tokens only
+BYTES_PER_WORD = 5  # of English text, a word piece and its space; an estimate, for dealing by tokens only
 
 
 @dataclass
@@ -85,29 +85,38 @@ class Supply:
         self._files.close()
 
     def _read(self, place: Places, j: int) -> RawSample:
-        source = self.sources[place.source[j]]
-        shard = int(place.shard[j])
-        entry = source.entry(shard, int(place.index[j]))
-        location, size = source.locations[shard], source.bytes_of(shard)
-
-        def member(span: tuple[int, int] | None, wanted: bool) -> bytes | None:
-            if span is None or not wanted:  # b"": it is there, and nothing of it would enter a Batch
-                return None if span is None else b""
-            return self._files.read(location, *span, shard_bytes=size)
-
-        return RawSample(
-            source=source.name,
-            shard=source.names[shard],
-            key=entry.key,
-            kind=source.kind,
-            image=member(entry.image, source.kind != "text"),
-            text=member(entry.text, source.kind != "image"),
-            meta=member(entry.meta, False),
-        )
+        source, shard = self.sources[place.source[j]], int(place.shard[j])
+        entry, name = source.entry(shard, int(place.index[j])), (source.name, source.names[shard])
+        return read_sample(name, source.kind, entry, self._files, source.locations[shard], source.bytes_of(shard))
 
     def _name(self, place: Places, j: int, reason: str) -> Bad:
         source, shard, index = self.sources[place.source[j]], int(place.shard[j]), int(place.index[j])
         return Bad(source.name, source.names[shard], source.entry(shard, index).key, reason)
+
+
+def read_sample(
+    name: tuple[str, str], kind: Kind, entry: Entry, files: ShardFiles, location: str, shard_bytes: int
+) -> RawSample:
+    """Read the members of a sample that its kind promises; another that is there is b"".
+
+    name: of its source and its shard. shard_bytes: of the shard when it was listed.
+    Raises ShardError.
+    """
+
+    def member(span: tuple[int, int] | None, wanted: bool) -> bytes | None:
+        if span is None or not wanted:  # b"": it is there, and nothing of it would enter a Batch
+            return None if span is None else b""
+        return files.read(location, *span, shard_bytes=shard_bytes)
+
+    return RawSample(
+        source=name[0],
+        shard=name[1],
+        key=entry.key,
+        kind=kind,
+        image=member(entry.image, kind != "text"),
+        text=member(entry.text, kind != "image"),
+        meta=member(entry.meta, False),
+    )
 
 
 def estimate_tokens(rows: np.ndarray, kind: str, recipe: Recipe) -> Integers:
@@ -115,7 +124,7 @@ def estimate_tokens(rows: np.ndarray, kind: str, recipe: Recipe) -> Integers:
     image = (rows["image_block"] > 0) & (kind != "text")
     text = (rows["text_block"] > 0) & (kind != "image")
     words = np.minimum(
-        1 + rows["text_bytes"].astype(np.int64) // _BYTES_PER_WORD,
+        1 + rows["text_bytes"].astype(np.int64) // BYTES_PER_WORD,
         np.where(image, recipe.text_length, recipe.unpaired_text_length),
     )
     patches = (recipe.image_size // recipe.patch) ** 2
