@@ -1,115 +1,33 @@
-"""The index of shards: which samples each holds, where their members lie; one file a folder, memory-mapped.
+"""Finds the shards of a source and keeps their index fresh: one index file a folder.
 
-A training start reads one table with a row per shard; rows of samples are touched when a sample is read. The index
-lies beside the shards (`m3ae-scale.index`), or in the cache when that folder cannot be written or is behind a URL; an
-index that lies beside remote shards is used. A shard whose size or time of change differs is listed again.
-
-The file: MAGIC; per shard its sample rows and joined keys; the shard table; names and damages; TAIL.
+The index lies beside the shards (`m3ae-scale.index`), or in the cache when that folder cannot be written or is behind
+a URL; an index that lies beside remote shards is used. A shard whose size or time of change differs is listed again.
 """
 
 import hashlib
-import mmap
 import os
-import struct
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from m3ae_scale.config.schema import DataConfig, SourceConfig
+from m3ae_scale.data.index_file import Entry, IndexFile, IndexWriter
 from m3ae_scale.data.remote import Cache, ShardError, fetch, is_remote
 from m3ae_scale.data.sample import Kind
 from m3ae_scale.data.shards import find_shards, short_names
-from m3ae_scale.data.tar import BLOCK, SAMPLE, Listing, NotATar, list_samples
+from m3ae_scale.data.tar import Listing, NotATar, list_samples
 from m3ae_scale.errors import InputError
 
 INDEX_NAME = "m3ae-scale.index"
 _WORTH_A_BAR = 50  # shards to list
-_MAGIC = b"m3ae-index-v001\n"
-_TAIL = struct.Struct("<QQQ16s")  # where the shard table begins, shards, bytes of the names, magic
-_SHARD = np.dtype(
-    [
-        ("bytes", "<i8"),  # of the shard
-        ("mtime_ns", "<i8"),  # of the shard; 0: not known
-        ("start", "<i8"),  # of its sample rows in the index
-        ("samples", "<i8"),
-        ("images", "<i8"),  # samples that have one
-        ("texts", "<i8"),  # samples that have one
-        ("keys_bytes", "<i8"),
-    ]
-)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One sample: (offset, bytes) of each member in the shard; None: it has no such member."""
-
-    key: str
-    image: tuple[int, int] | None
-    text: tuple[int, int] | None
-    meta: tuple[int, int] | None
-
-
-class IndexFile:
-    """One index file, opened: the shard table in memory, the rest mapped when it is touched."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        with path.open("rb") as file:
-            file.seek(-_TAIL.size, os.SEEK_END)
-            table_start, shards, name_bytes, magic = _TAIL.unpack(file.read(_TAIL.size))
-            if magic != _MAGIC:
-                raise ValueError("not an index of this version")
-            file.seek(table_start)
-            self.table = np.frombuffer(file.read(shards * _SHARD.itemsize), dtype=_SHARD)
-            self.names = _split(file.read(name_bytes), shards)
-            self.damages = _split(file.read()[: -_TAIL.size], shards)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_mapped"}
-
-    @cached_property
-    def _mapped(self) -> mmap.mmap:
-        with self.path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-
-    def samples(self, shard: int) -> np.ndarray:
-        """Return (samples,) of dtype SAMPLE."""
-        row = self.table[shard]
-        return np.frombuffer(self._mapped, dtype=SAMPLE, count=int(row["samples"]), offset=int(row["start"]))
-
-    def listing(self, shard: int) -> Listing:
-        """Return what `list_samples` returned for the shard."""
-        row = self.table[shard]
-        start = int(row["start"]) + int(row["samples"]) * SAMPLE.itemsize
-        return Listing(self.samples(shard), self._mapped[start : start + int(row["keys_bytes"])], self.damages[shard])
-
-    def entry(self, shard: int, index: int) -> Entry:
-        """Return where sample `index` of the shard lies."""
-        row = self.table[shard]
-        start = int(row["start"]) + int(row["samples"]) * SAMPLE.itemsize
-        return entry_of(self.samples(shard), self._mapped, index, start)
-
-
-def entry_of(samples: np.ndarray, keys: bytes | mmap.mmap, index: int, start: int = 0) -> Entry:
-    """Return where sample `index` lies, by the listing of its shard; its joined keys begin at `start` in `keys`."""
-    sample = samples[index]
-    key_start = int(samples[index - 1]["key_end"]) if index else 0
-    key = keys[start + key_start : start + int(sample["key_end"])]
-
-    def member(name: str) -> tuple[int, int] | None:
-        block = int(sample[f"{name}_block"])
-        return (block * BLOCK, int(sample[f"{name}_bytes"])) if block else None
-
-    return Entry(key.decode("utf-8", "replace"), member("image"), member("text"), member("meta"))
 
 
 @dataclass(frozen=True)
@@ -140,9 +58,8 @@ class IndexedSource:
 
     def damages(self) -> list[tuple[str, str]]:
         """Return (shard, what is wrong with it) of each damaged shard."""
-        found = (
-            (name, self.files[f].damages[r]) for name, f, r in zip(self.names, self.file_of, self.row_of, strict=True)
-        )
+        places = zip(self.names, self.file_of.tolist(), self.row_of.tolist(), strict=True)
+        found = ((name, self.files[file].damages[row]) for name, file, row in places)
         return [(name, damage) for name, damage in found if damage]
 
     def bytes_of(self, shard: int) -> int:
@@ -164,7 +81,9 @@ def index_source(source: SourceConfig, data: DataConfig, progress: bool = False)
     where = f"data source {source.name}"
     locations = find_shards(source.shards, where)
     files, file_of, row_of = index_shards(locations, Cache.of(data), where, progress=progress)
-    counts = np.array([files[f].table["samples"][r] for f, r in zip(file_of, row_of, strict=True)], dtype=np.int64)
+    counts = np.empty(len(locations), dtype=np.int64)
+    for i, file in enumerate(files):
+        counts[file_of == i] = file.table["samples"][row_of[file_of == i]]
     indexed = IndexedSource(
         source.name, source.kind, source.weight, locations, short_names(locations), counts, files, file_of, row_of
     )
@@ -242,26 +161,27 @@ def _index_folder(
 def _states(locations: list[str], where: str) -> list[tuple[int, int]]:
     """(bytes, time of change in ns) of each local shard; (0, 0) of a remote one, which is checked when it is read."""
 
-    def state(location: str) -> tuple[int, int]:
-        if is_remote(location):
-            return 0, 0
-        found = os.stat(location)
-        return found.st_size, found.st_mtime_ns
+    def states(some: list[str]) -> list[tuple[int, int]]:
+        found = (os.stat(location) for location in some)
+        return [(state.st_size, state.st_mtime_ns) for state in found]
 
+    if is_remote(locations[0]):
+        return [(0, 0)] * len(locations)
+    parts = [locations[i : i + 1000] for i in range(0, len(locations), 1000)]
     try:
         with ThreadPoolExecutor(16) as threads:  # a network file system answers many at once
-            return list(threads.map(state, locations, chunksize=64))
+            return [state for part in threads.map(states, parts) for state in part]
     except OSError as error:
         raise InputError(f"{where}: {error.filename}: {error.strerror}; check the path of this shard") from None
 
 
 def _stale(file: IndexFile, locations: list[str], states: list[tuple[int, int]]) -> list[str]:
-    known = {name: (int(row["bytes"]), int(row["mtime_ns"])) for name, row in zip(file.names, file.table, strict=True)}
-    return [
-        location
-        for location, state in zip(locations, states, strict=True)
-        if (known.get(_name(location)) is None if is_remote(location) else known.get(_name(location)) != state)
-    ]
+    """The shards that `file` does not have, or has as they were before."""
+    listed = zip(file.table["bytes"].tolist(), file.table["mtime_ns"].tolist(), strict=True)
+    known = dict(zip(file.names, listed, strict=True))
+    if is_remote(locations[0]):
+        return [location for location in locations if _name(location) not in known]
+    return [location for location, state in zip(locations, states, strict=True) if known.get(_name(location)) != state]
 
 
 def _list_all(
@@ -316,7 +236,7 @@ def _save(
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as out:
-            writer = _Writer(out)
+            writer = IndexWriter(out)
             fresh = set()
             for location, size, listing in listed:
                 fresh.add(_name(location))
@@ -332,32 +252,6 @@ def _save(
     return IndexFile(path)
 
 
-class _Writer:
-    def __init__(self, out: BinaryIO):
-        self.out = out
-        self.rows: list[tuple[int, ...]] = []
-        self.names: list[str] = []
-        self.damages: list[str] = []
-        out.write(_MAGIC)
-
-    def add(self, name: str, size: int, mtime_ns: int, listing: Listing) -> None:
-        samples = listing.samples
-        images, texts = (int((samples[f"{m}_block"] > 0).sum()) for m in ("image", "text"))
-        self.rows.append((size, mtime_ns, self.out.tell(), len(samples), images, texts, len(listing.keys)))
-        self.names.append(name)
-        self.damages.append(listing.damage)
-        self.out.write(samples.tobytes())
-        self.out.write(listing.keys)
-
-    def finish(self) -> None:
-        table_start = self.out.tell()
-        self.out.write(np.array(self.rows, dtype=_SHARD).tobytes())
-        names = _join(self.names)
-        self.out.write(names)
-        self.out.write(_join(self.damages))
-        self.out.write(_TAIL.pack(table_start, len(self.rows), len(names), _MAGIC))
-
-
 def _freshest(
     folder: str, locations: list[str], states: list[tuple[int, int]], cache: Cache
 ) -> tuple[IndexFile | None, list[str]]:
@@ -369,8 +263,9 @@ def _freshest(
             file = IndexFile(path) if path else None
         except (OSError, ValueError):  # absent, or of another version: it is written anew
             continue
-        if file and (best is None or len(_stale(file, locations, states)) < len(fewest)):
-            best, fewest = file, _stale(file, locations, states)
+        stale = _stale(file, locations, states) if file else locations
+        if best is None or len(stale) < len(fewest):
+            best, fewest = file, stale
     return best, fewest
 
 
@@ -400,16 +295,14 @@ def _write_path(folder: str, cache: Cache) -> Path:
 def _folder(location: str) -> str:
     if location.startswith("pipe:"):
         return "pipe:"
-    return location.rpartition("/")[0] if is_remote(location) else os.path.abspath(os.path.dirname(location))
+    parent = location.rpartition("/")[0]
+    return parent if is_remote(location) else _absolute(parent)
+
+
+@lru_cache
+def _absolute(folder: str) -> str:
+    return os.path.abspath(folder)
 
 
 def _name(location: str) -> str:
     return location if location.startswith("pipe:") else location.rpartition("/")[2]
-
-
-def _join(texts: list[str]) -> bytes:
-    return "\0".join(texts).encode("utf-8", "surrogateescape")
-
-
-def _split(joined: bytes, count: int) -> list[str]:
-    return joined.decode("utf-8", "surrogateescape").split("\0") if count else []

@@ -50,7 +50,7 @@ def _expand(pattern: str, where: str) -> list[str]:
 def _local(location: str) -> str:
     if location.startswith("file:"):
         return unquote(urlparse(location).path)
-    return location if is_remote(location) else os.path.expanduser(location)
+    return location if is_remote(location) else os.path.normpath(os.path.expanduser(location))
 
 
 def _match(location: str, where: str) -> list[str]:
@@ -64,7 +64,9 @@ def _match(location: str, where: str) -> list[str]:
         pattern = location + "**/*.tar" if location.endswith("/") else location
         found = [f"{scheme}://{path}" for path in open_filesystem(location).glob(pattern)]
     elif os.path.isdir(location):
-        found = [str(path) for path in Path(location).rglob("*.tar")]
+        found = [
+            f"{folder}/{name}" for folder, _, names in os.walk(location) for name in names if name.endswith(".tar")
+        ]
     elif any(c in location for c in "*?[") and not os.path.exists(location):
         found = glob.glob(location, recursive=True)
     else:
@@ -76,10 +78,10 @@ def _match(location: str, where: str) -> list[str]:
 
 def short_names(locations: list[str]) -> list[str]:
     """Return a name for each shard: its location without the folder that all share, so that data can move."""
-    folders = [location.split("/")[:-1] for location in locations]
-    # What the first and the last in sorted order share, all share.
+    folders = {location[: location.rfind("/") + 1] for location in locations}
+    # What the first and the last in sorted order share, all share; up to its last "/" it is a folder.
     shared = takewhile(lambda pair: pair[0] == pair[1], zip(min(folders), max(folders), strict=False))
-    prefix = sum(len(name) + 1 for name, _ in shared)
+    prefix = "".join(character for character, _ in shared).rfind("/") + 1
     return [location[prefix:] for location in locations]
 
 

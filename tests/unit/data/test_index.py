@@ -16,7 +16,8 @@ from made_shards import experiment, jpeg, sample_members, write_shards, write_ta
 
 import m3ae_scale.data.index as index_module
 from m3ae_scale.config import Experiment
-from m3ae_scale.data.index import INDEX_NAME, IndexedSource, IndexFile, index_source
+from m3ae_scale.data.index import INDEX_NAME, IndexedSource, index_source
+from m3ae_scale.data.index_file import IndexFile
 from m3ae_scale.data.tar import list_samples
 
 
