@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from m3ae_scale.engine.checkpoint.folder import SaveFailed, latest_checkpoint, prune_checkpoints
-    from m3ae_scale.engine.checkpoint.load import load_checkpoint
+    from m3ae_scale.engine.checkpoint.load import load_checkpoint, load_latest
     from m3ae_scale.engine.checkpoint.save import save_checkpoint
     from m3ae_scale.engine.checkpoint.weights import read_weights
 
@@ -21,12 +21,18 @@ __all__ = [
     "SaveFailed",
     "latest_checkpoint",
     "load_checkpoint",
+    "load_latest",
     "prune_checkpoints",
     "read_weights",
     "save_checkpoint",
 ]
 
-_MODULES = {"load_checkpoint": "load", "save_checkpoint": "save", "read_weights": "weights"}  # the others: folder
+_MODULES = {  # the others: folder
+    "load_checkpoint": "load",
+    "load_latest": "load",
+    "read_weights": "weights",
+    "save_checkpoint": "save",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -78,7 +78,7 @@ class MappedFile:
 
     def __init__(self, path: Path):
         with open(path, "rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # read-only memory makes torch warn
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         start = 8 + int.from_bytes(self._map[:8], "little")
         header = json.loads(self._map[8:start])
         self.metadata: dict[str, str] = header.pop("__metadata__", {})
@@ -91,7 +91,7 @@ class MappedFile:
         return list(self._entries)
 
     def array(self, name: str) -> np.ndarray:
-        """Return the tensor `name` as a float32 view of the file (bfloat16: a widened copy); do not write to it."""
+        """Return the tensor `name` as a read-only float32 view of the file (bfloat16: a widened copy)."""
         entry = self._entries[name]
         raw = self._data[slice(*entry["data_offsets"])]
         if entry["dtype"] == "BF16":

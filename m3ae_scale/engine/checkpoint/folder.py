@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from uuid import uuid4
 
-from m3ae_scale.engine.checkpoint.format import Damaged, Manifest, read_manifest, require_good
+from m3ae_scale.engine.checkpoint.format import MANIFEST, Damaged, Manifest, read_manifest, require_good
 from m3ae_scale.errors import InputError
 
 _NAME = re.compile(r"step_(\d+)(\.\d+)?")
@@ -45,11 +45,30 @@ def latest_checkpoint(run_folder: Path) -> Path | None:
     for path, _ in list_checkpoints(Path(run_folder)):
         try:
             require_good(path)
-        except (Damaged, InputError) as problem:
-            print(f"warning: passing over checkpoint {path.name}: {problem}", file=sys.stderr, flush=True)
+        except InputError as problem:
+            say_passed_over(path, problem)
             continue
         return path
     return None
+
+
+def say_passed_over(path: Path, problem: InputError) -> None:
+    """Warn that a checkpoint is not used, and why."""
+    what = problem.what if isinstance(problem, Damaged) else problem
+    print(f"warning: passing over checkpoint {path.name}: {what}", file=sys.stderr, flush=True)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """Return `path` where it is a checkpoint, or the newest good one of the run folder `path`.
+
+    Raises InputError where there is none.
+    """
+    if (path / MANIFEST).is_file():
+        return path
+    latest = latest_checkpoint(path)
+    if latest is None:
+        raise InputError(f"{path}: no checkpoint there; give a run folder that has one, or the folder of a checkpoint")
+    return latest
 
 
 def begin(run_folder: Path, step: int) -> Path:
@@ -114,7 +133,7 @@ def prune_checkpoints(run_folder: Path, keep: int, every: int = 0, best: str | N
 def _manifest_or_none(path: Path) -> Manifest | None:
     try:
         return read_manifest(path)
-    except (Damaged, InputError):
+    except InputError:
         return None
 
 

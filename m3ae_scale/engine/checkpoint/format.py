@@ -6,6 +6,7 @@ whole: nothing in the folder depends on how many ranks wrote it. Everything else
 """
 
 import json
+import math
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -38,13 +39,26 @@ class Manifest:
     files: dict[str, FileRecord]
 
     @property
+    def parameters(self) -> int:
+        """Elements of all parameters."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+    @property
     def bytes(self) -> int:
         """Size of all tensor files."""
         return sum(record.bytes for record in self.files.values())
 
 
-class Damaged(Exception):
-    """A checkpoint that is not what was written; its text says which file and how."""
+class Damaged(InputError):
+    """A checkpoint that is not what was written; its text says what and what to do."""
+
+    @property
+    def what(self) -> str:
+        """Which file is bad and how, in one line."""
+        return str(self.args[0])
+
+    def __str__(self) -> str:
+        return f"{self.what}; take an older checkpoint: m3ae-scale checkpoint ls RUN_FOLDER shows them"
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:

@@ -8,7 +8,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,10 +16,14 @@ from torch import Tensor
 
 from m3ae_scale.engine.build import Built
 from m3ae_scale.engine.checkpoint.files import MappedFile
+from m3ae_scale.engine.checkpoint.folder import list_checkpoints, say_passed_over
 from m3ae_scale.engine.checkpoint.format import KINDS, Damaged, Manifest, find_damage, read_manifest
 from m3ae_scale.engine.checkpoint.state import Held, held_parameters, moment, open_moments, refresh_weights
+from m3ae_scale.engine.checkpoint.weights import as_tensor
 from m3ae_scale.errors import InputError
 from m3ae_scale.parallel.groups import Groups
+
+T = TypeVar("T")
 
 
 def load_checkpoint(path: Path, built: Built, groups: Groups) -> dict[str, Any]:
@@ -38,6 +42,23 @@ def load_checkpoint(path: Path, built: Built, groups: Groups) -> dict[str, Any]:
     refresh_weights(built)
     _set_counters(built, manifest.step)
     return manifest.progress
+
+
+def load_latest(run_folder: Path, built: Built, groups: Groups) -> dict[str, Any] | None:
+    """Load the newest good checkpoint of the run, hashed by all ranks together. Collective.
+
+    Says so in a line for each damaged one that it passes over. Returns its progress, None where there is none.
+    Raises InputError, on every rank, where it is of another model.
+    """
+    told: list[Any] = [[path for path, _ in list_checkpoints(Path(run_folder))] if groups.first else None]
+    dist.broadcast_object_list(told, src=0, device=groups.device)
+    for path in told[0]:
+        try:
+            return load_checkpoint(path, built, groups)
+        except Damaged as problem:  # found before anything of the engine was changed
+            if groups.first:
+                say_passed_over(path, problem)
+    return None
 
 
 def check_model(path: Path, manifest: Manifest, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -84,7 +105,7 @@ def _read_share(path: Path, manifest: Manifest, built: Built, held: list[Held], 
 
 def _fragment(file: MappedFile, held: Held, groups: Groups) -> Tensor:
     """Return what `held` covers of the tensor in `file`; only its pages are read."""
-    part = torch.from_numpy(file.array(held.name))
+    part = as_tensor(file.array(held.name))
     if held.shard is not None:
         part = held.shard.part(part, groups.tensor_rank, groups.topology.tensor)
     return part.reshape(-1)[held.start : held.start + held.count]
@@ -97,20 +118,18 @@ def _set_counters(built: Built, step: int) -> None:
     engine.micro_steps = step * engine.gradient_accumulation_steps()
 
 
-def _agreed(groups: Groups, work: Callable[[], Any]) -> Any:
-    """Do `work` on every rank and return this rank's result; a problem on any is raised on all."""
-    result, problem = None, None
+def _agreed(groups: Groups, work: Callable[[], T]) -> T:
+    """Do `work` on every rank and return this rank's result; the first InputError of any is raised on all."""
+    result, error = None, None
     try:
         result = work()
-    except InputError as error:
-        problem = str(error)
-    except Damaged as error:
-        problem = f"{error}; take an older checkpoint: m3ae-scale checkpoint ls RUN_FOLDER shows them"
-    except OSError as error:
-        problem = f"{error.filename}: {error.strerror}"
-    problems: list[Any] = [None] * groups.topology.world
-    dist.all_gather_object(problems, problem)
-    first = next((p for p in problems if p is not None), None)
-    if first is not None:
-        raise InputError(first)
-    return result
+    except InputError as problem:
+        error = problem
+    except OSError as problem:
+        error = Damaged(f"{problem.filename}: {problem.strerror}")
+    errors: list[InputError | None] = [None] * groups.topology.world
+    dist.all_gather_object(errors, error)
+    for first in errors:
+        if first is not None:
+            raise first
+    return result  # type: ignore[return-value]

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from m3ae_scale.engine.checkpoint.format import KINDS
 
-_FILE_BYTES = 4 * 2**30  # a file closes when it has grown past this
-_ROUND_BYTES = 64 * 2**20  # a writer assembles this much at a time, or one tensor that is larger
-_WRITER_BYTES = 16 * 2**20  # less than this is not worth another writer
+FILE_BYTES = 4 * 2**30  # a file closes when it has grown past this
+ROUND_BYTES = 64 * 2**20  # a writer assembles this much at a time, or one tensor that is larger
+WRITER_BYTES = 16 * 2**20  # less than this is not worth another writer
 
 
 class Piece(NamedTuple):
@@ -29,14 +29,14 @@ class Piece(NamedTuple):
 Rounds = list[list[Piece]]  # what a writer assembles and writes, round by round, in the order of its files
 
 
-def share_out(shapes: Mapping[str, tuple[int, ...]], world: int, writer_bytes: int | None = None) -> dict[int, Rounds]:
+def share_out(shapes: Mapping[str, tuple[int, ...]], world: int) -> dict[int, Rounds]:
     """Give every (kind, parameter) to one writer; shares are balanced by bytes. Returns rank -> rounds.
 
     Writers are spread over the `world` ranks; there are fewer of them when the model is small.
     """
     pieces = [Piece(kind, name, tuple(shape), "") for kind in KINDS for name, shape in shapes.items()]
     total = sum(piece.bytes for piece in pieces)
-    writers = max(1, min(world, len(pieces), math.ceil(total / (writer_bytes or _WRITER_BYTES))))
+    writers = max(1, min(world, len(pieces), math.ceil(total / WRITER_BYTES)))
     loads = [(0, writer) for writer in range(writers)]
     shares: list[list[int]] = [[] for _ in range(writers)]
     for index in sorted(range(len(pieces)), key=lambda i: -pieces[i].bytes):  # the largest first
@@ -55,7 +55,7 @@ def _into_files(pieces: list[Piece], numbers: dict[str, int]) -> list[Piece]:
     named: list[Piece] = []
     size = 0
     for piece in pieces:
-        if not named or named[-1].kind != piece.kind or size > _FILE_BYTES:
+        if not named or named[-1].kind != piece.kind or size > FILE_BYTES:
             numbers[piece.kind] += 1
             size = 0
         named.append(piece._replace(file=f"{piece.kind}-{numbers[piece.kind]:05d}.safetensors"))
@@ -69,7 +69,7 @@ def _rounds(pieces: list[Piece]) -> Rounds:
     for piece in pieces:
         if not rounds or piece.bytes > room:
             rounds.append([])
-            room = _ROUND_BYTES
+            room = ROUND_BYTES
         rounds[-1].append(piece)
         room -= piece.bytes
     return rounds

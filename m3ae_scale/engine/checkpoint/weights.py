@@ -1,13 +1,15 @@
 """Weights out of a checkpoint, for whoever needs the model and not the run; torch.distributed is not involved."""
 
+import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from m3ae_scale.engine.checkpoint.files import MappedFile
-from m3ae_scale.engine.checkpoint.folder import latest_checkpoint
-from m3ae_scale.engine.checkpoint.format import MANIFEST, Damaged, find_damage, read_manifest
+from m3ae_scale.engine.checkpoint.folder import find_checkpoint
+from m3ae_scale.engine.checkpoint.format import Damaged, find_damage, read_manifest
 from m3ae_scale.errors import InputError
 
 
@@ -24,7 +26,7 @@ def read_weights(path: str | Path, prefix: str = "") -> dict[str, Tensor]:
     else:
         found = _of_checkpoint(find_checkpoint(path), prefix)
     weights = {
-        name[len(prefix) :]: torch.from_numpy(file.array(name)).clone()
+        name[len(prefix) :]: as_tensor(file.array(name)).clone()
         for name, file in found.items()
         if name.startswith(prefix)
     }
@@ -35,27 +37,18 @@ def read_weights(path: str | Path, prefix: str = "") -> dict[str, Tensor]:
     return weights
 
 
-def find_checkpoint(path: Path) -> Path:
-    """Return `path` where it is a checkpoint, or the newest good one of the run folder `path`.
-
-    Raises InputError where there is none.
-    """
-    if (path / MANIFEST).is_file():
-        return path
-    latest = latest_checkpoint(path)
-    if latest is None:
-        raise InputError(f"{path}: no checkpoint there; give a run folder that has one, or the folder of a checkpoint")
-    return latest
+def as_tensor(array: np.ndarray) -> Tensor:
+    """Return `array`, a view of a mapped file, as a tensor without copying it; nobody may write to it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
 
 
 def _of_checkpoint(path: Path, prefix: str) -> dict[str, MappedFile]:
-    try:
-        manifest = read_manifest(path)
-        places = {name: kinds["weights"] for name, kinds in manifest.places.items() if name.startswith(prefix)}
-        damage = find_damage(path, manifest, set(places.values()))
-    except Damaged as error:
-        damage = [str(error)]
+    manifest = read_manifest(path)
+    places = {name: kinds["weights"] for name, kinds in manifest.places.items() if name.startswith(prefix)}
+    damage = find_damage(path, manifest, set(places.values()))
     if damage:
-        raise InputError(f"{damage[0]}; take an older checkpoint: m3ae-scale checkpoint ls RUN_FOLDER shows them")
+        raise Damaged(damage[0])
     files = {file: MappedFile(path / file) for file in set(places.values())}
     return {name: files[file] for name, file in places.items()}

@@ -1,0 +1,84 @@
+"""What the ranks do: train the tiny model, save it, and go on from what other topologies saved."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from on_ranks import LR, deepspeed_config
+from tiny import GLOBAL_BATCH, PATCH_DIM, VOCABULARY, experiment, global_batch
+
+from m3ae_scale.data.pack import pack
+from m3ae_scale.engine.build import Built, build
+from m3ae_scale.engine.checkpoint import load_checkpoint, plan, save_checkpoint
+from m3ae_scale.engine.checkpoint.files import MappedFile
+from m3ae_scale.engine.checkpoint.format import KINDS, read_manifest
+from m3ae_scale.engine.step import set_lr, step
+from m3ae_scale.model.losses import objective
+from m3ae_scale.parallel.groups import Groups, close_groups, open_groups
+from m3ae_scale.parallel.launch import find_ranks
+
+torch.set_num_threads(1)
+# Small enough that the tiny model is shared out over all ranks, in several rounds and files.
+plan.WRITER_BYTES, plan.ROUND_BYTES, plan.FILE_BYTES = 2**18, 2**17, 2**20
+
+
+def save_all(job: dict[str, Any]) -> dict[str, list[float]]:
+    """Train each of `job["runs"]` for `job["at"]` steps, save it under its name, train on to `job["end"]`."""
+    groups = open_groups(find_ranks(os.environ), job["tensor"])
+    curves = {}
+    for name, run in job["runs"].items():
+        built = open_engine(groups, run)
+        curve = train(built, groups, 0, job["at"])
+        save_checkpoint(Path(job["folder"]) / name, built, groups, {"step": job["at"], "cursor": {"from": name}})
+        curves[name] = curve + train(built, groups, job["at"], job["end"])
+    close_groups()
+    return curves
+
+
+def resume_all(job: dict[str, Any]) -> list[dict[str, Any]]:
+    """For each (run, checkpoint) of `job["pairs"]`: load into a fresh engine, save again, train on to the end."""
+    groups = open_groups(find_ranks(os.environ), job["tensor"])
+    results = []
+    for number, (run, checkpoint) in enumerate(job["pairs"]):
+        built = open_engine(groups, run)
+        progress = load_checkpoint(Path(checkpoint), built, groups)
+        again = save_checkpoint(Path(job["folder"]) / f"again-{job['name']}-{number}", built, groups, progress)
+        curve = train(built, groups, job["at"], job["end"])
+        results.append({"curve": curve, "progress": progress, "differing": differing(Path(checkpoint), again)})
+    close_groups()
+    return results
+
+
+def open_engine(groups: Groups, run: dict[str, Any]) -> Built:
+    """The tiny model under ZeRO stage run["stage"], and whatever else deepspeed_config takes."""
+    data = groups.topology.data
+    return build(experiment(), VOCABULARY, groups, deepspeed_config(data, GLOBAL_BATCH // data, 1, **run))
+
+
+def train(built: Built, groups: Groups, first: int, last: int) -> list[float]:
+    """Take the optimizer steps first .. last; returns the loss of each."""
+    tiny, data = experiment(), groups.topology.data
+    share = GLOBAL_BATCH // data
+    curve = []
+    for number in range(first, last):
+        batch = pack(global_batch(number)[groups.data_rank * share :][:share], tiny.loss, PATCH_DIM)
+        set_lr(built, LR)
+        each = objective(built.engine(batch), batch, tiny.loss)
+        built.engine.backward(each.sum() * (data / GLOBAL_BATCH))
+        step(built, groups)
+        curve.append(groups.sum(each.sum().double().detach().reshape(1)).item() / GLOBAL_BATCH)
+    return curve
+
+
+def differing(one: Path, other: Path) -> list[str]:
+    """Name the tensors of two checkpoints that are not equal bit for bit."""
+    a, b = read_manifest(one), read_manifest(other)
+    found = [] if (a.shapes, a.step, a.adam_steps) == (b.shapes, b.step, b.adam_steps) else ["manifest"]
+    for kind in KINDS:
+        for name in a.shapes:
+            arrays = [MappedFile(p / m.places[name][kind]).array(name) for p, m in ((one, a), (other, b))]
+            if not np.array_equal(*arrays):
+                found.append(f"{kind} {name}")
+    return found
