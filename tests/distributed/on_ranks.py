@@ -50,19 +50,22 @@ def contents(job: list[list[str]]) -> list[float]:
 
 def deepspeed_config(data: int, micro: int, accumulation: int, stage: int, **more: Any) -> dict[str, Any]:
     """A DeepSpeed config that partitions even the smallest parameter."""
-    offload = more.pop("offload", False)
+    offload, bf16 = more.get("offload", False), more.get("bf16", False)
     zero: dict[str, Any] = {"stage": stage, "overlap_comm": False}
     if stage == 3:
         zero["stage3_param_persistence_threshold"] = 0
     if offload:
         zero["offload_optimizer"] = {"device": "cpu"}
+    # As in configs/ds/*_bf16.json: gradients are summed in fp32. DeepSpeed refuses this at stage 0.
+    sums = {"communication_data_type": "fp32", "data_types": {"grad_accum_dtype": "fp32"}} if bf16 and stage else {}
     return {
+        **sums,
         "train_batch_size": data * micro * accumulation,
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": CLIP,
         "zero_optimization": zero,
-        "bf16": {"enabled": more.get("bf16", False)},
+        "bf16": {"enabled": bf16},
     }
 
 
