@@ -1,4 +1,7 @@
-"""The one exception for a user's mistake: the command line prints it as one line and exits with 2."""
+"""The one exception for a user's mistake, and the exit codes that scripts can trust."""
+
+EXIT_MISTAKE = 2  # the command line printed an InputError: trying again does not help
+EXIT_STOPPED = 75  # a run stopped because it was asked to, its checkpoint written (EX_TEMPFAIL of sysexits.h)
 
 
 class InputError(Exception):

@@ -1,6 +1,7 @@
 """m3ae-scale pretrain: one training run, on this process, on N of this machine, or as a rank of a launcher."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from m3ae_scale.errors import InputError
 def pretrain(experiment: str, nproc: int | None, overrides: tuple[str, ...], resume: bool) -> None:
     """Train the model that EXPERIMENT, a YAML file, describes.
 
-    Under torchrun, the deepspeed launcher, srun or mpirun the same command is one rank of their job.
+    Under torchrun, the deepspeed launcher, srun or mpirun the same command is one rank of their job. SIGUSR1, SIGTERM
+    and Ctrl-C make it stop after the next steps with a checkpoint and exit code 75; --resume goes on.
     """
     from m3ae_scale.config import load_experiment
     from m3ae_scale.engine.deepspeed_config import resolve
@@ -38,6 +40,8 @@ def pretrain(experiment: str, nproc: int | None, overrides: tuple[str, ...], res
         again += [f"--set={override}" for override in overrides] + ["--resume"] * resume
         raise click.exceptions.Exit(launch_local(nproc, again))
 
+    # A request to stop that comes while torch is loaded waits until the run can answer it (training/lifecycle.py).
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1, signal.SIGTERM))
     from m3ae_scale.training.pretrain import pretrain as run
 
     folder = run(loaded, origins, Path(experiment), resume=resume)

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from m3ae_scale.errors import EXIT_MISTAKE, EXIT_STOPPED
+
 MARK = "M3AE_SCALE_LAUNCHED"  # set in the environment of each rank started here
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -46,17 +48,18 @@ def launch_local(
             pump.start()
         first = _first_failure(ranks)
         if first is not None:
-            stop_asked = any(number != signal.SIGUSR1 for number in asked)
+            code = ranks[first].returncode
+            stop_asked = code == EXIT_STOPPED or any(number != signal.SIGUSR1 for number in asked)
             _end(ranks, grace_after_signal if stop_asked else grace, kill_after)
-            if not stop_asked and ranks[first].returncode != 2:
-                print(_describe(first, nproc, ranks[first].returncode), file=sys.stderr, flush=True)
+            if not stop_asked and code != EXIT_MISTAKE:
+                print(_describe(first, nproc, code), file=sys.stderr, flush=True)
     finally:
         _end(ranks, 0.0, kill_after)
         for pump in pumps:
             pump.join(timeout=1.0)
         for number, handler in before.items():
             signal.signal(number, handler)
-    _print_held(held, said_by_rank_0=ranks[0].returncode == 2)
+    _print_held(held, said_by_rank_0=ranks[0].returncode == EXIT_MISTAKE)
     return 0 if first is None else _exit_code(ranks[first].returncode)
 
 

@@ -1,7 +1,8 @@
 """How a run is asked to stop, and how all its ranks agree on the step to stop at.
 
 SIGTERM, SIGINT and SIGUSR1 (SLURM's early warning) set a flag on the rank that receives them. After each step the
-ranks take the maximum of their flags; the answer is read one step later, so that nobody waits for it.
+ranks take the maximum of their flags; the answer is read one step later, so that nobody waits for it. A signal that
+comes earlier (while data is opened, kernels are compiled) or between two steps (while validating, saving) is kept.
 """
 
 import signal
@@ -15,14 +16,20 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class StopRequest:
-    """Collects requests to stop."""
+    """Collects requests to stop, from its making on."""
 
-    def __init__(self, device: torch.device):
+    def __init__(self) -> None:
         self.received: signal.Signals | None = None  # on this rank
-        self._vote = torch.zeros((), dtype=torch.int32, device=device)
+        self._vote = torch.zeros((), dtype=torch.int32)
         self._pending: Any = None
         for number in _SIGNALS:
             signal.signal(number, self._receive)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # the command line held them back until here
+
+    def on(self, device: torch.device) -> "StopRequest":
+        """Vote on `device`, where the run's groups talk."""
+        self._vote = self._vote.to(device)
+        return self
 
     def agreed(self) -> bool:
         """Vote, and return what all ranks voted one call ago. Every rank must call it once a step."""

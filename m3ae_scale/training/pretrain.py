@@ -22,7 +22,7 @@ from m3ae_scale.engine.checkpoint import (
     save_checkpoint,
 )
 from m3ae_scale.engine.deepspeed_config import Resolved, resolve
-from m3ae_scale.errors import InputError
+from m3ae_scale.errors import EXIT_MISTAKE, EXIT_STOPPED, InputError
 from m3ae_scale.parallel.groups import Groups, close_groups, open_groups
 from m3ae_scale.parallel.launch import Ranks, find_ranks
 from m3ae_scale.parallel.topology import Topology
@@ -42,20 +42,24 @@ def pretrain(experiment: Experiment, origins: Origins, path: Path, resume: bool 
 
     resume: go on from the last good checkpoint of the run folder; without one, begin.
     Returns the run folder on the first rank of a run that finished, else None.
-    Raises InputError for what the user can mend.
+    Raises InputError for what the user can mend, and SystemExit(EXIT_STOPPED) on every rank of a run that was asked
+    to stop and has saved.
     """
+    stop = StopRequest()
     ranks = find_ranks(os.environ)
     Topology(ranks.world, experiment.parallel.tensor)  # a mistake here shows before groups are opened
     groups = open_groups(ranks, experiment.parallel.tensor)
     try:
         with ExitStack() as at_the_end:
-            run = prepare(experiment, origins, path, groups, ranks, resume, at_the_end)
+            run = prepare(experiment, origins, path, groups, ranks, stop, resume, at_the_end)
             finished = train(run)
             if groups.first and not finished:
                 print(f"stopped at step {run.done}, checkpoint written; go on with --resume", flush=True)
                 if run.tracker is not None:
                     run.tracker.close("KILLED")
-        return run.folder if groups.first and finished else None
+        if not finished:
+            raise SystemExit(EXIT_STOPPED)
+        return run.folder if groups.first else None
     finally:
         close_groups()
 
@@ -66,6 +70,7 @@ def prepare(
     path: Path,
     groups: Groups,
     ranks: Ranks,
+    stop: StopRequest,
     resume: bool,
     at_the_end: ExitStack,
 ) -> Run:
@@ -113,7 +118,7 @@ def prepare(
         steps=steps,
         warmup=experiment.train.warmup.steps(experiment.batch.global_, epoch),
         done=done,
-        stop=StopRequest(groups.device),
+        stop=stop.on(groups.device),
     )
 
 
@@ -130,7 +135,7 @@ def told_by_first(groups: Groups, work: Callable[[], T]) -> T:
     if error is not None:
         raise error
     if told[1]:
-        raise SystemExit(2)  # the first rank says why
+        raise SystemExit(EXIT_MISTAKE)  # the first rank says why
     return told[0]
 
 
