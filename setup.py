@@ -62,10 +62,10 @@ setup(
     long_description_content_type="text/markdown",
     packages=find_packages(include=["m3ae_scale", "m3ae_scale.*"]),
     package_data={"m3ae_scale": ["py.typed", "**/*.html", "**/*.j2", "**/*.txt"]},
-    # Experiments and DeepSpeed JSONs travel with the wheel, so that a bare name such as "zero3_bf16" is found.
+    # Experiments, DeepSpeed JSONs and batch scripts travel with the wheel, so that a bare name is found.
     data_files=[
         (f"share/m3ae_scale/{folder.relative_to(HERE)}", [str(f.relative_to(HERE)) for f in sorted(folder.glob("*.*"))])
-        for folder in (HERE / "configs", HERE / "configs" / "ds", HERE / "configs" / "paper")
+        for folder in (HERE / "configs", HERE / "configs" / "ds", HERE / "configs" / "paper", HERE / "slurm")
     ],
     python_requires=">=3.10",
     install_requires=RUNTIME,

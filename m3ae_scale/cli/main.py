@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from m3ae_scale.errors import InputError
+from m3ae_scale.errors import EXIT_MISTAKE, InputError
 from m3ae_scale.version import __version__
 
 # verb -> the module that holds it; imported when the verb is asked for, so that --help is quick
@@ -17,7 +17,9 @@ VERBS = {
     "data": "m3ae_scale.cli.data",
     "config": "m3ae_scale.cli.config",
     "encode": "m3ae_scale.cli.encode",
+    "checkpoint": "m3ae_scale.cli.checkpoint",
     "page": "m3ae_scale.cli.page",
+    "slurm": "m3ae_scale.cli.slurm",
     "sizes": "m3ae_scale.cli.sizes",
 }
 
@@ -44,7 +46,7 @@ def cli() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return its exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
+    """Run one verb and return its exit code: 0, 2 after a user's mistake, 75 from a stopped run, 130 after Ctrl-C."""
     # DeepSpeed builds its operations with ninja, which lies beside this python whether or not .venv is activated.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     try:
@@ -66,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _mistake(text: str) -> int:
     print(f"error: {' '.join(text.splitlines())}", file=sys.stderr)
-    return 2
+    return EXIT_MISTAKE
 
 
 if __name__ == "__main__":
