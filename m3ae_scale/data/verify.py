@@ -152,7 +152,8 @@ def as_text(found: Verification, record: str | Path) -> Iterator[str]:
     for source in dict.fromkeys(verdict.source for verdict in found.verdicts):
         own = [verdict for verdict in found.verdicts if verdict.source == source]
         samples, bad = sum(v.samples for v in own), sum(len(v.bad) for v in own)
-        yield f"{source}, read as {own[0].kind}: {samples:,} samples in {len(own):,} shards, {bad:,} bad"
+        shards = f"{len(own):,} shard{'s' * (len(own) != 1)}"
+        yield f"{source}, read as {own[0].kind}: {samples:,} samples in {shards}, {bad:,} bad"
     for reason, group in by_reason(found.bad):
         first = ", ".join(f"{bad.source}/{bad.shard}/{bad.key}" for bad in group[:3])
         yield f"bad, {len(group):,}: {reason}; {'all' if len(group) <= 3 else 'such as'}: {first}"
@@ -170,7 +171,8 @@ def as_text(found: Verification, record: str | Path) -> Iterator[str]:
     if len(failures) > _FAILURES:
         yield f"FAILED: {len(failures) - _FAILURES:,} more"
     if not failures:
-        yield "all is well: training can use these shards"
+        replaced = f"; it replaces the {len(found.bad):,} bad samples" if found.bad else ""
+        yield f"all is well: training can use these shards{replaced}"
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class Look:
     pieces: int = 0  # word pieces; estimated from the bytes where there is no vocabulary
     unknown: int = 0  # word pieces that are [UNK]
     caption: str = ""
-    picture: bytes = field(default=b"", repr=False)  # JPEG of the centre crop, of the samples that are shown
+    picture: bytes = field(default=b"", repr=False)  # a small JPEG, of the samples that are shown
 
 
 def look_at(raw: RawSample, lengths: Lengths, tokenizer: Tokenizer | None, picture: bool) -> Look:
@@ -89,12 +89,13 @@ def _look_at_image(image: bytes, size: int, picture: bool) -> dict[str, Any]:
         "height": opened.height,
         "image_bytes": len(image),
         "moments": np.stack([pixels.mean(0) / 255, np.square(pixels, dtype=np.int32).mean(0) / 255**2]),
-        "picture": _small(square) if picture else b"",
+        "picture": _small(opened.decode()[0]) if picture else b"",
     }
 
 
-def _small(square: Pixels) -> bytes:
+def _small(pixels: Pixels) -> bytes:
     out = io.BytesIO()
-    side = min(_PICTURE_SIDE, len(square))
-    Image.fromarray(square).resize((side, side), Image.Resampling.LANCZOS).save(out, "JPEG", quality=80)
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    image.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE), Image.Resampling.LANCZOS)
+    image.save(out, "JPEG", quality=80)
     return out.getvalue()

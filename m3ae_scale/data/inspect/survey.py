@@ -131,7 +131,12 @@ def inspect(
     for source, _ in indexed:
         samples = int(source.counts.sum())
         chosen.append(list(spread(source.counts, max(_FEWEST, limit * samples // max(1, total)))))
-    shown = _shown([sum(len(rows) for _, rows in shards) for shards in chosen])
+    shown = _shown(
+        [
+            (source.kind, sum(len(rows) for _, rows in shards))
+            for (source, _), shards in zip(indexed, chosen, strict=True)
+        ]
+    )
     work = [
         (source, shard, rows) for (source, _), shards in zip(indexed, chosen, strict=True) for shard, rows in shards
     ]
@@ -176,11 +181,19 @@ def _evenly(total: int, wanted: int) -> NDArray[np.int64]:
     return np.arange(wanted, dtype=np.int64) * total // max(1, wanted)
 
 
-def _shown(counts: Sequence[int]) -> set[int]:
-    """Which samples, numbered over all sources, have their picture kept: as many of each source."""
-    starts = np.cumsum([0, *counts])[:-1]
-    each = -(-_PICTURES // max(1, len(counts)))
-    return {int(start + i) for start, count in zip(starts, counts, strict=True) for i in _evenly(count, each)}
+def _shown(parts: Sequence[tuple[Kind, int]]) -> set[int]:
+    """Which samples, numbered over all sources, have their picture kept: as many of each source with images.
+
+    parts: kind and samples looked at of each source.
+    """
+    starts = np.cumsum([0, *(count for _, count in parts)]).tolist()
+    each = -(-_PICTURES // max(1, sum(kind != "text" for kind, _ in parts)))
+    return {
+        start + int(i)
+        for start, (kind, count) in zip(starts, parts, strict=False)
+        if kind != "text"
+        for i in _evenly(count, each)
+    }
 
 
 def _index(source: SourceConfig, data: DataConfig, cache: Cache) -> tuple[IndexedSource, int]:
