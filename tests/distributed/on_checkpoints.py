@@ -1,20 +1,31 @@
 """What the ranks do: train the tiny model, save it, and go on from what other topologies saved."""
 
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from on_ranks import LR, deepspeed_config
 from tiny import GLOBAL_BATCH, PATCH_DIM, VOCABULARY, experiment, global_batch
 
 from m3ae_scale.data.pack import pack
 from m3ae_scale.engine.build import Built, build
-from m3ae_scale.engine.checkpoint import load_checkpoint, plan, save_checkpoint
+from m3ae_scale.engine.checkpoint import (
+    SaveFailed,
+    latest_checkpoint,
+    load_checkpoint,
+    load_latest,
+    plan,
+    save_checkpoint,
+)
 from m3ae_scale.engine.checkpoint.files import MappedFile
+from m3ae_scale.engine.checkpoint.folder import discard
 from m3ae_scale.engine.checkpoint.format import KINDS, read_manifest
 from m3ae_scale.engine.step import set_lr, step
+from m3ae_scale.errors import InputError
 from m3ae_scale.model.losses import objective
 from m3ae_scale.parallel.groups import Groups, close_groups, open_groups
 from m3ae_scale.parallel.launch import find_ranks
@@ -82,3 +93,70 @@ def differing(one: Path, other: Path) -> list[str]:
             if not np.array_equal(*arrays):
                 found.append(f"{kind} {name}")
     return found
+
+
+def meet_a_full_disk(job: dict[str, Any]) -> dict[str, Any]:
+    """Save, then save where the disk is full on one rank or on all, then save with room again, training all along.
+
+    job["limit"]: the last rank may write files of this many bytes only; without it, job["folder"] itself is full.
+    """
+    groups = open_groups(find_ranks(os.environ), 1)
+    folder, built = Path(job["folder"]), open_engine(groups, {"stage": 2})
+    curve = train(built, groups, 0, 2)
+    save_checkpoint(folder, built, groups, {"step": 2})
+    before, refused = resource.getrlimit(resource.RLIMIT_FSIZE), None
+    filler = folder / "filler"
+    if "limit" not in job and groups.first:
+        usage = os.statvfs(folder)
+        filler.write_bytes(b"0" * (usage.f_bavail * usage.f_bsize - 2**20))
+    if "limit" in job and groups.rank == groups.topology.world - 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (job["limit"], before[1]))
+    try:
+        save_checkpoint(folder, built, groups, {"step": 2})
+    except SaveFailed as problem:
+        refused = str(problem)
+    refusals: list[Any] = [None] * groups.topology.world
+    dist.all_gather_object(refusals, refused)
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    after = [p.name for p in (folder / "checkpoints").iterdir()]
+    good = latest_checkpoint(folder)
+    dist.barrier()
+    if groups.first:
+        filler.unlink(missing_ok=True)
+        for path in (folder / "checkpoints").iterdir() if "limit" not in job else []:
+            discard(path)  # the file system has room for one only
+    dist.barrier()
+    curve += train(built, groups, 2, 4)
+    again = save_checkpoint(folder, built, groups, {"step": 4})
+    close_groups()
+    return {"curve": curve, "refusals": refusals, "after": after, "good": str(good), "again": str(again)}
+
+
+def load_what_does_not_fit(job: dict[str, Any]) -> list[str]:
+    """Save; then try to load it with another vocabulary, another model, and damaged; return what was said."""
+    groups = open_groups(find_ranks(os.environ), 1)
+    folder, built = Path(job["folder"]), open_engine(groups, {"stage": 1})
+    path = save_checkpoint(folder, built, groups, {"step": 1})
+    said = []
+    config = deepspeed_config(groups.topology.data, GLOBAL_BATCH // groups.topology.data, 1, stage=1)
+    model = experiment().model.model_dump()
+    others = [
+        build(experiment(), VOCABULARY - 1, groups, config),
+        build(experiment(model=model | {"decoder": model["decoder"] | {"depth": 3}}), VOCABULARY, groups, config),
+        build(experiment(model=model | {"decoder": model["decoder"] | {"mlp_dim": 128}}), VOCABULARY, groups, config),
+        built,
+    ]
+    for other in others:
+        if other is built and groups.first:
+            os.truncate(path / "exp_avg-00001.safetensors", 100)
+        dist.barrier()
+        try:
+            load_checkpoint(path, other, groups)
+        except InputError as problem:
+            said.append(str(problem))
+    said.append(str(load_latest(folder, built, groups)))
+    gathered: list[Any] = [None] * groups.topology.world
+    dist.all_gather_object(gathered, said)
+    close_groups()
+    assert all(other == said for other in gathered), gathered
+    return said
