@@ -15,7 +15,7 @@ Channels = tuple[float, float, float]
 class Section(BaseModel):
     """A frozen section of the experiment in which an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
 
 class Span(Section):
@@ -29,7 +29,9 @@ class Span(Section):
     def _parse(cls, value: Any) -> Any:
         if not isinstance(value, str | int | float):
             return value
-        match = re.fullmatch(r"\s*([0-9][0-9_.]*(?:e[+-]?[0-9]+)?)\s*(step|epoch|sample)s?\s*", str(value), re.IGNORECASE)
+        match = re.fullmatch(
+            r"\s*([0-9][0-9_.]*(?:e[+-]?[0-9]+)?)\s*(step|epoch|sample)s?\s*", str(value), re.IGNORECASE
+        )
         if match is None:
             raise ValueError('expected a number and a unit, as in "100 epochs", "20000 steps" or "5e6 samples"')
         return {"count": float(match[1].replace("_", "")), "unit": match[2].lower() + "s"}
@@ -198,7 +200,6 @@ class DataConfig(Section):
 class BatchConfig(Section):
     """The batch triple. Gradient accumulation is what remains: global = micro x data_parallel x accumulation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
     global_: Positive = Field(alias="global")  # samples per optimizer step
     micro: Positive | None = None  # samples per rank and forward pass; None: the DeepSpeed JSON's
     # tokens per rank and forward pass: an alternative to `micro` for samples of very different length

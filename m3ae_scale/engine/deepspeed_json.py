@@ -1,6 +1,7 @@
 """Finds and reads a DeepSpeed JSON, and refuses what DeepSpeed would take without a word. Imports no torch."""
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,6 +108,8 @@ def check_deepspeed_config(config: dict[str, Any], where: str) -> None:
     for key, value in leaves(config):
         if value == "auto" or (isinstance(value, list) and "auto" in value):
             raise InputError(f'{where}: {key}: found "auto", which DeepSpeed drops; write the value')
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{where}: {key}: found {value}, expected a finite number: JSON has no other")
     for section in ("bf16", "zero_optimization", "data_types"):
         if not isinstance(config.get(section, {}), dict):
             raise InputError(f"{where}: {section}: found {config[section]!r}, expected an object")

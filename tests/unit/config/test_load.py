@@ -142,6 +142,7 @@ def test_a_value_may_hold_an_equals_sign(tmp_path: Path) -> None:
         ("name: test\n", "", 'exp.yaml: missing key "name"; add it'),
         ("kind: text", "kind: tekst", "exp.yaml:6: data.sources.1.kind: found 'tekst': "),
         ("global: 64", "global: 0", "exp.yaml:9: batch.global: found 0: Input should be greater than 0"),
+        ("lr: 1e-4", "lr: .inf", "exp.yaml:11: optimizer.lr: found inf: Input should be a finite number"),
         ("global: 64", "global: many", "exp.yaml:9: batch.global: found 'many': "),
         ("size: tiny", "size: tny", "exp.yaml:2: model.size: found 'tny', expected one of tiny, small"),
         ("patch: 8", "patch: 7", "exp.yaml:2: model: image_size 64 does not divide by patch 7"),
@@ -213,7 +214,7 @@ spans = st.builds(
 )
 ratios = st.floats(0, 1)
 words = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12)
-plain = st.one_of(st.booleans(), st.integers(), st.floats(allow_nan=False), words, st.none())
+plain = st.one_of(st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), words, st.none())
 
 
 @given(

@@ -85,6 +85,7 @@ def test_the_known_zero_keys_are_deepspeeds() -> None:
         ('{"train_batch_size": 6.5}', "found 6.5, expected a whole number"),
         ('{"gradient_clipping": -1}', "found -1, expected a norm"),
         ('{"bf16": {"enabled": "yes"}}', "bf16.enabled: found 'yes', expected true or false"),
+        ('{"gradient_clipping": Infinity}', "gradient_clipping: found inf, expected a finite number"),
         ('{"bf16": true}', "bf16: found True, expected an object"),
         ('{"aio": {}, "aio": {}}', "aio: stands twice"),
         ('{\n"aio": {},\n}', r"mine.json:3: not valid JSON"),
