@@ -30,7 +30,7 @@ quickstart: $(READY)  ## make data, train a tiny M3AE on 2 processes with ZeRO-3
 	run() { echo; echo "\$$ $$*"; "$$@"; }; \
 	set -e; \
 	run m3ae-scale data synthesize data/quickstart --samples $(SAMPLES) --image-only 500 --text-only 500 --validation 256; \
-	run m3ae-scale pretrain configs/quickstart.yaml --nproc 2; \
+	run m3ae-scale pretrain configs/quickstart.yaml --nproc 2 --resume; \
 	echo; echo "quickstart: $$(( $$(date +%s) - start )) s after set-up"
 
 test: $(READY_DEV)  ## run every test; prints where the time went

@@ -84,7 +84,7 @@ class Batch:
         return map_tensors(self, Tensor.pin_memory)
 
 
-T = TypeVar("T", Batch, Stream, Targets)
+T = TypeVar("T", bound="Batch | Stream | Targets")
 
 
 def map_tensors(record: T, function: Callable[[Tensor], Tensor]) -> T:
@@ -94,6 +94,6 @@ def map_tensors(record: T, function: Callable[[Tensor], Tensor]) -> T:
         value = getattr(record, field.name)
         if isinstance(value, Tensor):
             changed[field.name] = function(value)
-        elif isinstance(value, Stream) or isinstance(value, Targets):
+        elif isinstance(value, Stream | Targets):
             changed[field.name] = map_tensors(value, function)
     return replace(record, **changed)

@@ -40,6 +40,7 @@ class LazyVerbs(click.Group):
 
 
 @click.group(cls=LazyVerbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--local_rank", hidden=True, expose_value=False)  # what the deepspeed launcher adds
 @click.version_option(__version__, prog_name="m3ae-scale")
 def cli() -> None:
     """Pretrain the Multimodal Masked Autoencoder at scale. Start with `m3ae-scale pretrain --help`."""

@@ -44,7 +44,7 @@ def packing_of(stream: Stream) -> Packing:
 
 def padded(qkv: Tensor, packing: Packing) -> Tensor:
     """Attend through a padded block. qkv: (n, 3, heads, head_dim) -> (n, heads, head_dim)."""
-    n, _, heads, head_dim = qkv.shape
+    _, _, heads, head_dim = qkv.shape
     samples, longest = packing.cu_seqlens.shape[0] - 1, packing.max_seqlen
     if packing.key_mask is None:
         block = qkv

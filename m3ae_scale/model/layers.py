@@ -29,7 +29,7 @@ class Layers(Protocol):
         """Score `logits` of `vocabulary_head`: loss (K,) float32, and predicted word ids (K,)."""
 
     def whole_logits(self, logits: Tensor) -> Tensor:
-        """Return the logits of the whole vocabulary: (K, words)."""
+        """Return the logits of the whole vocabulary, without a gradient: (K, words)."""
 
     def first_channel(self, width: int) -> int:
         """Where this rank's part begins in a split of `width` channels; keeps dropout the same at any split."""

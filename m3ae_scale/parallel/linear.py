@@ -13,7 +13,6 @@ from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     RowParallelLinear,
     VocabParallelEmbedding,
-    gather_from_tensor_model_parallel_region,
     vocab_parallel_cross_entropy,
 )
 from torch import Tensor, nn
@@ -89,7 +88,10 @@ class TensorParallelLayers:
 
     def whole_logits(self, logits: Tensor) -> Tensor:
         """See Layers."""
-        return gather_from_tensor_model_parallel_region(logits, group=self.group)[:, : self._vocabulary]
+        # Megatron's own gather asks for the current CUDA device, whatever the logits are on.
+        parts = [torch.empty_like(logits) for _ in range(self.size)]
+        dist.all_gather(parts, logits.contiguous(), group=self.group)
+        return torch.cat(parts, dim=1)[:, : self._vocabulary]
 
     def first_channel(self, width: int) -> int:
         """See Layers."""

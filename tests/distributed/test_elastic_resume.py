@@ -1,10 +1,11 @@
-"""Killed at 2 ranks, resumed on 1, killed again, resumed on 3: the samples and the loss curve of the undisturbed run."""
+"""Killed at 2 ranks, resumed on 1, killed again, resumed on 3: the samples and losses of the undisturbed run."""
 
 import json
 import os
 import socket
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,7 @@ def run(folder: Path, name: str, world: int, die_after: int = 10_000) -> list[li
         file = folder / f"consumed_{name}_{os.getpid()}_{rank}.jsonl"
         shares.append([json.loads(line) for line in file.read_text().splitlines()])
         file.unlink()
-    return [sum(step, []) for step in zip(*shares, strict=False)]
+    return [list(chain.from_iterable(step)) for step in zip(*shares, strict=False)]
 
 
 def curve(folder: Path, name: str) -> dict[int, float]:

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +13,6 @@ def test_rises_to_the_peak_then_falls_to_the_end(peak: float, warmup: int, rest:
     rates = [warmup_cosine(step, peak, warmup, total, final) for step in range(total + 1)]
     assert rates[warmup] == pytest.approx(peak)
     assert rates[-1] == pytest.approx(final, abs=1e-12)
-    assert all(a <= b + 1e-15 for a, b in zip(rates[:warmup], rates[1 : warmup + 1], strict=True))
-    assert all(a >= b - 1e-15 for a, b in zip(rates[warmup:-1], rates[warmup + 1 :], strict=True))
+    assert all(a <= b + 1e-15 for a, b in itertools.pairwise(rates[: warmup + 1]))
+    assert all(a >= b - 1e-15 for a, b in itertools.pairwise(rates[warmup:]))
     assert warmup_cosine(total + 10, peak, warmup, total, final) == pytest.approx(final, abs=1e-12)
