@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from m3ae_scale.batch import Batch, map_tensors
 
@@ -26,9 +27,13 @@ class Parcel:
 
 
 def wrap(batch: Batch) -> Parcel:
-    """Copy the tensors of `batch` into one buffer."""
+    """Copy the tensors of `batch` into one buffer, which in a loader process lies in shared memory at once."""
     tensors = _tensors(batch)
-    buffer = torch.empty(sum(map(_room, tensors)), dtype=torch.uint8)
+    size = sum(map(_room, tensors))
+    if get_worker_info() is None:
+        buffer = torch.empty(size, dtype=torch.uint8)
+    else:  # as torch's own collate does: sending a private one would copy it again
+        buffer = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size))
     parcel = Parcel(buffer, map_tensors(batch, lambda tensor: tensor.to("meta")))
     for view, tensor in zip(_tensors(unwrap(parcel)), tensors, strict=True):
         view.copy_(tensor)

@@ -28,6 +28,7 @@ from m3ae_scale.errors import InputError
 _TIMEOUT = 60  # seconds without a byte
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0  # seconds between tries
 _CHUNK = 2**20  # bytes
+_UNFINISHED = (".part", ".part.tag")
 _LOCKS = 256  # lock files; shards that hash to the same one wait for each other
 
 
@@ -61,6 +62,11 @@ class Cache:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         return FileLock(folder / f"{int(_digest(what), 16) % _LOCKS:03d}")
 
+    def wait(self, attempt: int) -> None:
+        """Wait after failed try number `attempt` (from 0): twice as long each time, up to a minute."""
+        # Jitter keeps the ranks of a large job from coming back all at once.
+        time.sleep(min(self.first_wait * 2**attempt, _LONGEST_WAIT) * random.uniform(0.5, 1.5))
+
 
 def is_remote(location: str) -> bool:
     """Whether `location` must be fetched before it can be read."""
@@ -93,9 +99,7 @@ def _download(location: str, target: Path, cache: Cache) -> None:
             if attempt == cache.retries:
                 part.unlink(missing_ok=True)
                 raise ShardError(f"{error} (tried {attempt + 1} times)") from None
-            # Jitter keeps the ranks of a large job from coming back all at once.
-            wait = min(cache.first_wait * 2**attempt, _LONGEST_WAIT)
-            time.sleep(wait * random.uniform(0.5, 1.5))
+            cache.wait(attempt)
     with cache.lock("evict"):
         _make_room(target.parent, cache.limit - part.stat().st_size)
         os.replace(part, target)
@@ -104,7 +108,7 @@ def _download(location: str, target: Path, cache: Cache) -> None:
 def _make_room(folder: Path, room: int) -> None:
     """Remove least recently used shards until the rest takes at most `room` bytes; open ones stay readable."""
     found = [
-        (e.stat().st_mtime_ns, e.stat().st_size, e.path) for e in os.scandir(folder) if not e.name.endswith(".part")
+        (e.stat().st_mtime_ns, e.stat().st_size, e.path) for e in os.scandir(folder) if not e.name.endswith(_UNFINISHED)
     ]
     excess = sum(size for _, size, _ in found) - room
     for _, size, path in sorted(found):

@@ -1,7 +1,9 @@
 """Finds the shards that a source names, and reads members of them at their offsets, local or remote."""
 
 import glob
+import math
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +18,8 @@ from m3ae_scale.errors import InputError
 
 _FILES_OPEN = 128  # per process
 _FETCHES_AHEAD = 4  # threads per process
+_FORGIVE_AFTER = 600.0  # seconds until a shard whose retries all failed is tried again: it has thousands of samples
+_WILL_NOT_PASS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
 def find_shards(patterns: str | list[str], where: str) -> list[str]:
@@ -92,6 +96,7 @@ class ShardFiles:
         self.cache = cache
         self._open: OrderedDict[str, int] = OrderedDict()  # location -> file descriptor
         self._coming: dict[str, Future[Path]] = {}
+        self._failed: dict[str, tuple[float, str]] = {}  # location -> when and why it could not be fetched
         self._threads: ThreadPoolExecutor | None = None
 
     def read(self, location: str, offset: int, size: int, shard_bytes: int) -> bytes:
@@ -100,10 +105,7 @@ class ShardFiles:
         shard_bytes: its size when it was listed.
         Raises ShardError when the shard cannot be opened, is another one than was listed, or ends before.
         """
-        try:
-            data = os.pread(self._descriptor(location, shard_bytes), size, offset)
-        except OSError as error:
-            raise ShardError(f"cannot read the shard: {error.strerror}") from None
+        data = self._read(location, offset, size, shard_bytes)
         if len(data) != size:
             raise ShardError(f"the shard ends at byte {offset + len(data)}, inside this sample")
         return data
@@ -126,10 +128,31 @@ class ShardFiles:
         """Return a local file of the shard, fetched if need be. Raises ShardError."""
         if not is_remote(location):
             return Path(location)
+        when, reason = self._failed.get(location, (-math.inf, ""))
+        if time.monotonic() - when < _FORGIVE_AFTER:
+            raise ShardError(reason)
         coming = self._coming.pop(location, None)
-        path = coming.result() if coming else fetch(location, self.cache)
-        # Another rank may have evicted it since it came.
-        return path if path.exists() else fetch(location, self.cache)
+        try:
+            path = coming.result() if coming else fetch(location, self.cache)
+            # Another rank may have evicted it since it came.
+            return path if path.exists() else fetch(location, self.cache)
+        except ShardError as error:
+            self._failed[location] = (time.monotonic(), str(error))
+            raise
+
+    def _read(self, location: str, offset: int, size: int, shard_bytes: int) -> bytes:
+        attempt = 0
+        while True:
+            try:
+                return os.pread(self._descriptor(location, shard_bytes), size, offset)
+            except OSError as error:
+                # A network file system that stumbles does not make a sample bad: that would change the order.
+                if attempt >= self.cache.retries or isinstance(error, _WILL_NOT_PASS):
+                    raise ShardError(f"cannot read the shard: {error.strerror}") from None
+                if location in self._open:  # its descriptor may be stale
+                    os.close(self._open.pop(location))
+                self.cache.wait(attempt)
+                attempt += 1
 
     def _descriptor(self, location: str, shard_bytes: int) -> int:
         if location in self._open:

@@ -100,6 +100,7 @@ def test_dealing_by_tokens_keeps_the_global_batch(
     assert same(run(mixture, world, accumulation=accumulation, by_tokens=True), reference)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker")
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_workers_do_not_change_the_sequence(mixture: Experiment, workers: int) -> None:
     def keys(count: int) -> list[tuple[str, ...]]:

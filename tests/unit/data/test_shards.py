@@ -1,6 +1,7 @@
 """Shards: what a pattern names, and remote ones that come whole over connections that drop, stall and lie."""
 
 import contextlib
+import errno
 import functools
 import http.server
 import os
@@ -266,6 +267,32 @@ def test_a_shard_that_changed_since_it_was_listed_is_not_read(tmp_path: Path, ca
         files.read(str(tmp_path / "0.tar"), 0, 10, shard_bytes=299_999)
     with pytest.raises(ShardError, match="No such file"):
         files.read(str(tmp_path / "1.tar"), 0, 10, shard_bytes=299_999)
+
+
+def test_a_file_system_that_stumbles_does_not_make_a_sample_bad(
+    tmp_path: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "0.tar").write_bytes(BODY)
+    whole, faults = os.pread, [errno.ESTALE, errno.EIO, errno.ESTALE]
+
+    def stumble(descriptor: int, size: int, offset: int) -> bytes:
+        if faults:
+            raise OSError(faults.pop(), "stumbled")
+        return whole(descriptor, size, offset)
+
+    monkeypatch.setattr(os, "pread", stumble)
+    assert ShardFiles(cache).read(str(tmp_path / "0.tar"), 7, 100, shard_bytes=300_000) == BODY[7:107]
+    faults += [errno.EIO] * 6
+    with pytest.raises(ShardError, match="stumbled"):
+        ShardFiles(cache).read(str(tmp_path / "0.tar"), 7, 100, shard_bytes=300_000)
+
+
+def test_a_shard_that_cannot_be_fetched_is_not_asked_for_with_each_of_its_samples(server: Server, cache: Cache) -> None:
+    files = ShardFiles(cache)
+    for sample in range(5):
+        with pytest.raises(ShardError, match="HTTP 404"):
+            files.read(f"{server.url}/gone.tar", 512 * sample, 10, shard_bytes=10_000)
+    assert len(server.requests) == 1
 
 
 # Training on remote shards
