@@ -137,3 +137,11 @@ def test_progress_lines_are_made_for_people(trained: Path, command) -> None:  # 
     for said in ("model", "topology   1 ranks", "batch      12 =", "attention padded"):
         assert said in done.stdout
     assert "Traceback" not in done.stdout + done.stderr and "WARNING" not in done.stderr
+
+
+def test_dealing_by_tokens_has_the_same_curve(trained: Path, command) -> None:  # type: ignore[no-untyped-def]
+    """A token budget deals the same global batches into other micro-batches; the mean over the batch stays exact."""
+    budget = ["--set", "batch.micro_tokens=160", "--set", "engine.overrides.train_micro_batch_size_per_gpu=null"]
+    done = command("pretrain", "tiny.yaml", "--nproc", "2", "--set", "name=tokens", *budget)
+    assert "160 tokens x data 2 x accumulation" in done.stdout
+    np.testing.assert_allclose(losses(trained.parent / "tokens"), losses(trained), rtol=2e-5)
