@@ -4,13 +4,15 @@ metrics.jsonl always has every metric; MLflow is the copy that is nice to browse
 after a few tries, with one warning.
 """
 
+import fcntl
 import logging
 import os
 import queue
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -32,6 +34,7 @@ for _noisy in ("mlflow", "alembic"):
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 RUN_ID_FILE = "mlflow_run_id"
+_SQLITE = "sqlite:///"
 _WAITS = (0.0, 1.0, 4.0)  # seconds before each try of a write
 _QUEUE = 10_000  # writes waiting for the server; more are dropped
 _BATCH = 100  # parameters or tags in one request, MLflow's limit
@@ -145,8 +148,9 @@ class Tracker:
         """Connect, begin or continue the run, and describe it; once all of that has worked it costs nothing."""
         if self._client is not None and self._run is not None:
             return self._client, self._run
-        client = MlflowClient(self._uri)
-        run = self._continued(client) or self._begun(client)
+        with _alone(self._uri):
+            client = MlflowClient(self._uri)
+            run = self._continued(client) or self._begun(client)
         self._describe(client, run)
         self._client, self._run = client, run
         return client, run
@@ -193,15 +197,27 @@ class Tracker:
             client.log_batch(run, tags=pairs[start : start + _BATCH])
 
 
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Keep other runs out while a SQLite store is opened: two that create its tables at once leave it broken."""
+    if not uri.startswith(_SQLITE):
+        yield
+        return
+    database = Path(uri[len(_SQLITE) :])
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with open(database.with_name(f"{database.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def default_uri(folder: Path) -> str:
     """Return the URI of the SQLite store that the run folders of one parent share."""
-    return f"sqlite:///{folder.resolve().parent / 'mlflow.db'}"
+    return f"{_SQLITE}{folder.resolve().parent / 'mlflow.db'}"
 
 
 def artifact_location(uri: str) -> str | None:
     """Return where artifacts go: beside a SQLite file; None: the server decides."""
-    prefix = "sqlite:///"
-    return (Path(uri[len(prefix) :]).resolve().parent / "mlartifacts").as_uri() if uri.startswith(prefix) else None
+    return (Path(uri[len(_SQLITE) :]).resolve().parent / "mlartifacts").as_uri() if uri.startswith(_SQLITE) else None
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
