@@ -150,7 +150,7 @@ def _index_folder(
     states = _states(locations, where)
     file, stale = _freshest(folder, locations, states, cache)
     if file is None or stale:
-        with cache.lock("index " + folder):
+        with cache.lock("index", folder):
             file, stale = _freshest(folder, locations, states, cache)  # another rank may have written it meanwhile
             if file is None or stale:
                 listed = _list_all(stale, cache, where, processes, progress)

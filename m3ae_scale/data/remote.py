@@ -56,11 +56,15 @@ class Cache:
         readable = re.sub(r"[^A-Za-z0-9.]+", "-", location.rpartition("/")[2])[-80:]
         return self.folder / "shards" / f"{_digest(location)}-{readable}"
 
-    def lock(self, what: str) -> FileLock:
-        """Return the lock that processes of this node take for `what`."""
+    def lock(self, purpose: str, what: str = "") -> FileLock:
+        """Return the lock that processes of this node take for `purpose` on `what`.
+
+        They nest: index, then shard, then evict. Files of different purposes are never the same one, or a process
+        would wait for itself.
+        """
         folder = self.folder / "locks"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return FileLock(folder / f"{int(_digest(what), 16) % _LOCKS:03d}")
+        return FileLock(folder / f"{purpose}-{int(_digest(what), 16) % _LOCKS:03d}")
 
     def wait(self, attempt: int) -> None:
         """Wait after failed try number `attempt` (from 0): twice as long each time, up to a minute."""
@@ -80,7 +84,7 @@ def fetch(location: str, cache: Cache) -> Path:
     """
     target = cache.path(location)
     if not _touch(target):
-        with cache.lock(location):
+        with cache.lock("shard", location):
             if not _touch(target):  # another rank may have brought it meanwhile
                 _download(location, target, cache)
     return target
