@@ -6,6 +6,7 @@ JSON lines, lets a second call go on where the first one ended.
 
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -220,7 +221,9 @@ def _each(tasks: list[_Task], processes: int) -> Iterator[Verdict]:
     if processes <= 1:
         yield from map(_verify_shard, tasks)
         return
-    with ProcessPoolExecutor(processes, mp_context=get_context("fork")) as pool:
+    # Ctrl-C ends the workers without a word each; the parent tells.
+    quiet = (signal.SIGINT, signal.SIG_DFL)
+    with ProcessPoolExecutor(processes, get_context("fork"), initializer=signal.signal, initargs=quiet) as pool:
         try:
             for future in as_completed([pool.submit(_verify_shard, task) for task in tasks]):
                 yield future.result()

@@ -80,15 +80,15 @@ def convert(
 
     def finish(shard: list[Row], stats: "_Stats") -> None:
         nonlocal seen
-        if not stats.samples and not done.samples:
-            first = stats.left_out[0]
+        done.left_out += stats.left_out
+        if not stats.samples and not done.samples and len(done.left_out) > missing_limit * len(rows):
+            first = done.left_out[0]
             raise InputError(
-                f"{folder}: none of the first {len(shard)} rows can be used, the first is row {first.row}: "
+                f"{folder}: none of the first {len(done.left_out)} rows can be used, the first is row {first.row}: "
                 f"{_told(first)}; check the columns and the folder that image paths begin at (--images)"
             )
         done.samples += stats.samples
         done.shards += stats.samples > 0
-        done.left_out += stats.left_out
         progress(shard[-1].number + 1 - seen)
         seen = shard[-1].number + 1
 

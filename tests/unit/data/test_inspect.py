@@ -140,3 +140,12 @@ def test_a_page_of_texts_alone_and_of_nothing_good(folder: Path, tmp_path: Path)
     found = inspect(data_section([str(tmp_path / "s")]), LENGTHS)
     assert "not an image" in page_of(found, tmp_path / "page.html")
     assert found.channels is None and list(as_text(found))
+
+
+def test_of_many_remote_shards_without_an_index_some_are_fetched(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path / "s", [1] * 70)
+    commands = [f"pipe:cat {path}" for path in sorted(folder.glob("*.tar"))]
+    made = experiment(tmp_path, [{"name": "remote", "shards": commands}])
+    found = inspect(made.data, LENGTHS)
+    assert (found.sources[0].shards, found.sources[0].shards_indexed, len(found.looks)) == (70, 64, 64)
+    assert any("64 of 70 shards (the rest is remote and has no index)" in line for line in as_text(found))
