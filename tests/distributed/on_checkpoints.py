@@ -14,6 +14,7 @@ from tiny import GLOBAL_BATCH, PATCH_DIM, VOCABULARY, experiment, global_batch
 from m3ae_scale.data.pack import pack
 from m3ae_scale.engine.build import Built, build
 from m3ae_scale.engine.checkpoint import (
+    BackgroundSave,
     SaveFailed,
     latest_checkpoint,
     load_checkpoint,
@@ -160,3 +161,31 @@ def load_what_does_not_fit(job: dict[str, Any]) -> list[str]:
     close_groups()
     assert all(other == said for other in gathered), gathered
     return said
+
+
+def save_in_the_background(job: dict[str, Any]) -> list[dict[str, Any]]:
+    """Save at step 2 and train on while that is written, at every stage; then once more where it cannot be written."""
+    groups = open_groups(find_ranks(os.environ), job["tensor"])
+    results = []
+    for stage in range(4):
+        folder, built = Path(job["folder"]) / str(stage), open_engine(groups, {"stage": stage})
+        train(built, groups, 0, 2)
+        at_once = save_checkpoint(folder, built, groups, {"step": 2})
+        pending = BackgroundSave(folder, built, groups, {"step": 2})
+        curve = train(built, groups, 2, 4)
+        meanwhile = latest_checkpoint(folder)
+        dist.barrier()
+        behind = pending.settle(wait=True)
+        results.append({"curve": curve, "differing": differing(at_once, behind), "meanwhile": meanwhile == at_once})
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if groups.rank == 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+    pending, refused = BackgroundSave(folder, built, groups, {"step": 4}), ""
+    try:
+        while pending.settle() is None:
+            pass
+    except SaveFailed as problem:
+        refused = str(problem)
+    results.append({"refused": refused, "after": sorted(p.name for p in (folder / "checkpoints").iterdir())})
+    close_groups()
+    return results

@@ -5,7 +5,9 @@ files      one safetensors file, written as a stream and read as a memory map
 folder     the checkpoints of a run: begun aside, published by one rename, found, pruned
 plan       which rank writes which tensor
 state      what this rank's engine holds of each parameter
-save, load, weights
+routes     which rank sends what to the writer of a tensor
+exchange   whole tensors out of what all ranks hold
+save, load, weights, compare, export
 """
 
 from importlib import import_module
@@ -14,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from m3ae_scale.engine.checkpoint.folder import SaveFailed, latest_checkpoint, prune_checkpoints
     from m3ae_scale.engine.checkpoint.load import load_checkpoint, load_latest
-    from m3ae_scale.engine.checkpoint.save import save_checkpoint
+    from m3ae_scale.engine.checkpoint.save import BackgroundSave, save_checkpoint
     from m3ae_scale.engine.checkpoint.weights import read_weights
 
 __all__ = [
+    "BackgroundSave",
     "SaveFailed",
     "latest_checkpoint",
     "load_checkpoint",
@@ -28,6 +31,7 @@ __all__ = [
 ]
 
 _MODULES = {  # the others: folder
+    "BackgroundSave": "save",
     "load_checkpoint": "load",
     "load_latest": "load",
     "read_weights": "weights",

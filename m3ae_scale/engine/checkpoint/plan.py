@@ -8,7 +8,7 @@ from typing import NamedTuple
 from m3ae_scale.engine.checkpoint.format import KINDS
 
 FILE_BYTES = 4 * 2**30  # a file closes when it has grown past this
-ROUND_BYTES = 64 * 2**20  # a writer assembles this much at a time, or one tensor that is larger
+ROUND_BYTES = 16 * 2**20  # a writer assembles this much at a time, or one tensor that is larger
 WRITER_BYTES = 16 * 2**20  # less than this is not worth another writer
 
 
@@ -29,24 +29,37 @@ class Piece(NamedTuple):
 Rounds = list[list[Piece]]  # what a writer assembles and writes, round by round, in the order of its files
 
 
-def share_out(shapes: Mapping[str, tuple[int, ...]], world: int) -> dict[int, Rounds]:
-    """Give every (kind, parameter) to one writer; shares are balanced by bytes. Returns rank -> rounds.
+def share_out(
+    shapes: Mapping[str, tuple[int, ...]], world: int, holders: Mapping[str, int] | None = None
+) -> dict[int, Rounds]:
+    """Give every (kind, parameter) to one writer: rank -> rounds. No share exceeds the average by more than a tensor.
 
+    holders: parameter -> the rank that has most of it, and writes it where its share allows: that saves traffic.
     Writers are spread over the `world` ranks; there are fewer of them when the model is small.
     """
     pieces = [Piece(kind, name, tuple(shape), "") for kind in KINDS for name, shape in shapes.items()]
     total = sum(piece.bytes for piece in pieces)
     writers = max(1, min(world, len(pieces), math.ceil(total / WRITER_BYTES)))
-    loads = [(0, writer) for writer in range(writers)]
-    shares: list[list[int]] = [[] for _ in range(writers)]
-    for index in sorted(range(len(pieces)), key=lambda i: -pieces[i].bytes):  # the largest first
-        load, writer = heapq.heappop(loads)
+    shares: dict[int, list[int]] = {index * world // writers: [] for index in range(writers)}
+    loads = dict.fromkeys(shares, 0)
+    rest = []
+    largest_first = sorted(range(len(pieces)), key=lambda i: -pieces[i].bytes)
+    for index in largest_first:
+        holder = (holders or {}).get(pieces[index].name)
+        if holder in shares and loads[holder] + pieces[index].bytes <= total / writers:
+            shares[holder].append(index)
+            loads[holder] += pieces[index].bytes
+        else:
+            rest.append(index)
+    queue = [(load, writer) for writer, load in loads.items()]
+    heapq.heapify(queue)
+    for index in rest:
+        load, writer = heapq.heappop(queue)
         shares[writer].append(index)
-        heapq.heappush(loads, (load + pieces[index].bytes, writer))
+        heapq.heappush(queue, (load + pieces[index].bytes, writer))
     numbers = dict.fromkeys(KINDS, 0)
     return {
-        writer * world // writers: _rounds(_into_files([pieces[i] for i in sorted(share)], numbers))
-        for writer, share in enumerate(shares)
+        writer: _rounds(_into_files([pieces[i] for i in sorted(share)], numbers)) for writer, share in shares.items()
     }
 
 

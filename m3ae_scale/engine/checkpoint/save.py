@@ -1,17 +1,21 @@
 """Saving: in rounds, every rank sends the fragments it holds to the writers, and each writer streams whole tensors out.
 
-No rank ever holds more than its share of a round (64 MiB, or one tensor that is larger) beside the training state.
+No rank ever holds more than its share of a round (16 MiB, or one tensor that is larger) beside the training state.
 A rank whose disk fails goes on taking part, so that nobody hangs; the checkpoint is then dropped on all ranks.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
+from threading import Thread
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from m3ae_scale.engine.build import Built
 from m3ae_scale.engine.checkpoint.exchange import whole_tensors
@@ -19,13 +23,27 @@ from m3ae_scale.engine.checkpoint.files import Entry, FileRecord, TensorFile
 from m3ae_scale.engine.checkpoint.folder import SaveFailed, begin, discard, next_serial, publish
 from m3ae_scale.engine.checkpoint.format import Manifest, write_manifest
 from m3ae_scale.engine.checkpoint.plan import Piece, Rounds, share_out
+from m3ae_scale.engine.checkpoint.routes import Routes
 from m3ae_scale.engine.checkpoint.state import Held, adam_steps, held_parameters
 from m3ae_scale.parallel.groups import Groups
 from m3ae_scale.version import __version__
 
 T = TypeVar("T")
+Files = dict[str, FileRecord]
 
 _VISIBLE_WITHIN = 30.0  # seconds that a shared file system may take to show the first rank what others wrote
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A checkpoint that is being written."""
+
+    run_folder: Path
+    aside: Path  # where it is written
+    groups: Groups
+    shares: Mapping[int, Rounds]
+    routes: Routes
+    manifest: Manifest  # complete but for serial and files
 
 
 def save_checkpoint(run_folder: Path, built: Built, groups: Groups, progress: dict[str, Any]) -> Path:
@@ -35,36 +53,106 @@ def save_checkpoint(run_folder: Path, built: Built, groups: Groups, progress: di
     Returns the folder of the checkpoint. Raises SaveFailed, on every rank, where it could not be written: the
     checkpoints before it are untouched. All ranks must see one file system.
     """
-    run_folder = Path(run_folder)
     held = held_parameters(built)
-    shares = share_out({h.name: h.shape for h in held}, groups.topology.world)
+    job = _begin(Path(run_folder), built, groups, progress, held)
+    return _publish(job, _attempt(lambda: _write_share(job, _tensors(job, built, held))))
+
+
+class BackgroundSave:
+    """A checkpoint written while training goes on: the ranks copy their shares to host memory, and a thread writes.
+
+    A share is 12 bytes a parameter over the number of ranks. The thread takes part in nothing collective; what it
+    wrote is published by `settle`, which the loop calls between steps.
+    """
+
+    def __init__(self, run_folder: Path, built: Built, groups: Groups, progress: dict[str, Any]):
+        """See save_checkpoint. Collective; returns when the state has been copied."""
+        held = held_parameters(built)
+        self._job = _begin(Path(run_folder), built, groups, progress, held)
+        self._outcome: list[Any] = [None, "the writing thread ended early"]
+        copied = list(_tensors(self._job, built, held))
+        self._thread = Thread(target=self._write, args=(copied,), name="checkpoint")
+        self._thread.start()
+
+    def settle(self, wait: bool = False) -> Path | None:
+        """Publish the checkpoint if every rank has written its share, and return its folder; else None. Collective.
+
+        wait: until every rank has. Raises SaveFailed as save_checkpoint does.
+        """
+        if wait:
+            self._thread.join()
+        done = torch.tensor(not self._thread.is_alive(), dtype=torch.int32, device=self._job.groups.device)
+        dist.all_reduce(done, op=dist.ReduceOp.MIN)
+        return _publish(self._job, self._outcome) if done else None
+
+    def _write(self, copied: list[tuple[Piece, Tensor]]) -> None:
+        self._outcome = _attempt(lambda: _write_share(self._job, copied))
+
+
+def _begin(run_folder: Path, built: Built, groups: Groups, progress: dict[str, Any], held: list[Held]) -> _Job:
+    routes = Routes(held, groups)
+    shares = share_out({h.name: h.shape for h in held}, groups.topology.world, routes.holders())
+    places: dict[str, dict[str, str]] = {h.name: {} for h in held}
+    for piece in (piece for rounds in shares.values() for pieces in rounds for piece in pieces):
+        places[piece.name][piece.kind] = piece.file
+    manifest = Manifest(
+        step=progress["step"],
+        serial=0,
+        saved=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        adam_steps=adam_steps(built),
+        written_by=_written_by(built, groups),
+        progress=progress,
+        shapes={h.name: h.shape for h in held},
+        places=places,
+        files={},
+    )
     aside = _by_first(groups, lambda: begin(run_folder, progress["step"]))
-    try:
-        files = _by_all(groups, lambda: _write_share(aside, built, held, shares, groups))
-        _by_first(groups, lambda: _describe(aside, run_folder, built, groups, progress, held, shares, files))
-        return _by_first(groups, lambda: publish(aside))
-    except SaveFailed:
-        if groups.first:
-            discard(aside)
-        raise
+    return _Job(run_folder, aside, groups, shares, routes, manifest)
 
 
-def _write_share(
-    aside: Path, built: Built, held: list[Held], shares: Mapping[int, Rounds], groups: Groups
-) -> dict[str, FileRecord]:
-    """Take part in every round, and write this rank's tensors."""
-    writer = _ShareWriter(aside, [piece for pieces in shares.get(groups.rank, []) for piece in pieces])
+def _tensors(job: _Job, built: Built, held: list[Held]) -> Iterator[tuple[Piece, Tensor]]:
+    return whole_tensors(built, held, job.shares, job.routes, job.groups)
+
+
+def _write_share(job: _Job, tensors: Iterable[tuple[Piece, Tensor]]) -> Files:
+    """Write this rank's tensors; all are taken, even after an error, since the others wait in the exchanges."""
+    writer = _ShareWriter(job.aside, [piece for pieces in job.shares.get(job.groups.rank, []) for piece in pieces])
     error: OSError | None = None
-    for tensors in whole_tensors(built, held, shares, groups):
+    for piece, whole in tensors:
         try:
-            for piece, whole in tensors if error is None else []:
+            if error is None:
                 writer.write(piece, whole.numpy())
         except OSError as problem:
             error = problem
             writer.abandon()
+        del whole  # before the next one is put together: one in memory at a time
     if error is not None:
         raise error
     return writer.finish()
+
+
+def _publish(job: _Job, outcome: list[Any]) -> Path:
+    """Put the outcomes of all ranks together: a manifest and a rename, or everyone's SaveFailed. Collective."""
+    outcomes: list[Any] = [None] * job.groups.topology.world
+    dist.all_gather_object(outcomes, outcome)
+    try:
+        for rank, (_, problem) in enumerate(outcomes):
+            if problem is not None:
+                raise SaveFailed(f"rank {rank}: {problem}")
+        files = {name: record for written, _ in outcomes for name, record in written.items()}
+        return _by_first(job.groups, lambda: _complete(job, files))
+    except SaveFailed:
+        if job.groups.first:
+            discard(job.aside)
+        raise
+
+
+def _complete(job: _Job, files: Files) -> Path:
+    """See that every file is there, write the manifest, and give the folder its name."""
+    for name, record in files.items():
+        _wait_for(job.aside / name, record.bytes)
+    write_manifest(replace(job.manifest, serial=next_serial(job.run_folder), files=files), job.aside)
+    return publish(job.aside)
 
 
 class _ShareWriter:
@@ -76,7 +164,7 @@ class _ShareWriter:
         for piece in pieces:
             self._entries.setdefault(piece.file, []).append((piece.name, piece.shape))
         self._open: tuple[str, TensorFile] | None = None
-        self._records: dict[str, FileRecord] = {}
+        self._records: Files = {}
 
     def write(self, piece: Piece, whole: Any) -> None:
         if self._open is None or self._open[0] != piece.file:
@@ -84,7 +172,7 @@ class _ShareWriter:
             self._open = piece.file, TensorFile(self._folder / piece.file, self._entries[piece.file])
         self._open[1].write(whole)
 
-    def finish(self) -> dict[str, FileRecord]:
+    def finish(self) -> Files:
         self._close()
         return self._records
 
@@ -96,36 +184,6 @@ class _ShareWriter:
         if self._open is not None:
             name, file = self._open
             self._records[name] = file.finish()
-
-
-def _describe(
-    aside: Path,
-    run_folder: Path,
-    built: Built,
-    groups: Groups,
-    progress: dict[str, Any],
-    held: list[Held],
-    shares: Mapping[int, Rounds],
-    files: dict[str, FileRecord],
-) -> None:
-    """See that every file is there, and write the manifest."""
-    for name, record in files.items():
-        _wait_for(aside / name, record.bytes)
-    places: dict[str, dict[str, str]] = {h.name: {} for h in held}
-    for piece in (piece for rounds in shares.values() for pieces in rounds for piece in pieces):
-        places[piece.name][piece.kind] = piece.file
-    manifest = Manifest(
-        step=progress["step"],
-        serial=next_serial(run_folder),
-        saved=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        adam_steps=adam_steps(built),
-        written_by=_written_by(built, groups),
-        progress=progress,
-        shapes={h.name: h.shape for h in held},
-        places=places,
-        files=files,
-    )
-    write_manifest(manifest, aside)
 
 
 def _written_by(built: Built, groups: Groups) -> dict[str, Any]:
@@ -164,16 +222,6 @@ def _by_first(groups: Groups, work: Callable[[], T]) -> T:
     if told[1] is not None:
         raise SaveFailed(told[1])
     return told[0]
-
-
-def _by_all(groups: Groups, work: Callable[[], dict[str, FileRecord]]) -> dict[str, FileRecord]:
-    """Do `work` on every rank and put the results together; the first OSError becomes everyone's SaveFailed."""
-    outcomes: list[Any] = [None] * groups.topology.world
-    dist.all_gather_object(outcomes, _attempt(work))
-    for rank, (_, problem) in enumerate(outcomes):
-        if problem is not None:
-            raise SaveFailed(f"rank {rank}: {problem}")
-    return {name: record for files, _ in outcomes for name, record in files.items()}
 
 
 def _attempt(work: Callable[[], T]) -> list[Any]:
