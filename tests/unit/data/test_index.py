@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_shards import experiment, jpeg, sample_members, write_shards, write_tar
@@ -73,6 +74,24 @@ def test_an_index_finds_the_bytes_that_tarfile_finds(members: list[tuple[str, st
                 if stem[0] and stem[2].lower() in ("jpg", "txt", "json"):
                     wanted[member.offset_data] = tar.extractfile(member).read()  # type: ignore[union-attr]
         assert sorted(found) == sorted(wanted.values())
+
+
+def test_webdataset_finds_the_same_samples(tmp_path: Path) -> None:
+    """A shard that WebDataset wrote, nested keys and dots in names included, read by WebDataset and by the index."""
+    keys = ["000", "a/b", "a/b/c", "dots.in/name"]
+    with webdataset.TarWriter(str(tmp_path / "0.tar")) as writer:
+        for number, key in enumerate(keys):
+            text = f"text {number}"
+            writer.write({"__key__": key, "jpg": jpeg(number), "txt": text, "json": {"n": number}, "seg.png": b"-"})
+    source = indexed(experiment(tmp_path, [{"name": "pairs", "shards": str(tmp_path / "0.tar")}]))
+    raw = (tmp_path / "0.tar").read_bytes()
+    ours = {}
+    for i in range(len(keys)):
+        entry = source.entry(0, i)
+        ours[entry.key] = [raw[start : start + size] for start, size in (entry.image, entry.text, entry.meta)]
+    theirs = webdataset.WebDataset(str(tmp_path / "0.tar"), shardshuffle=False)
+    assert ours == {sample["__key__"]: [sample[ending] for ending in ("jpg", "txt", "json")] for sample in theirs}
+    assert list(ours) == keys
 
 
 def test_entries_are_the_samples(base: Experiment) -> None:
