@@ -264,7 +264,8 @@ class RunConfig(Section):
     validation_batches: Positive = 8  # global batches of each validation
     pictures_every: Annotated[int, Field(ge=0)] = 1000
     checkpoint_every: Annotated[int, Field(ge=0)] = 1000
-    keep_checkpoints: Positive = 3
+    keep_checkpoints: Positive = 3  # the newest so many, and always the one with the lowest validation loss
+    keep_every: Annotated[int, Field(ge=0)] = 0  # and the checkpoint of every so many steps, for good
 
 
 class Experiment(Section):

@@ -16,8 +16,7 @@ from m3ae_scale.data.tokenizer import load_tokenizer
 from m3ae_scale.engine.build import build
 from m3ae_scale.engine.checkpoint import (
     SaveFailed,
-    latest_checkpoint,
-    load_checkpoint,
+    load_latest,
     prune_checkpoints,
     save_checkpoint,
 )
@@ -29,7 +28,7 @@ from m3ae_scale.parallel.topology import Topology
 from m3ae_scale.training.lifecycle import StopRequest
 from m3ae_scale.training.loop import Run, train
 from m3ae_scale.training.meters import Meters, short
-from m3ae_scale.training.metrics_file import mark_resume, trained_seconds
+from m3ae_scale.training.metrics_file import mark_resume, read_metrics, trained_seconds
 from m3ae_scale.training.provenance import provenance
 from m3ae_scale.training.share import on_device
 from m3ae_scale.training.tracking import Tracker
@@ -76,14 +75,14 @@ def prepare(
 ) -> Run:
     """Put the parts of a run together; `at_the_end` closes what needs closing."""
     folder = Path(experiment.run.folder) / experiment.name
-    checkpoint = told_by_first(groups, lambda: _open_folder(experiment, folder, resume))
+    told_by_first(groups, lambda: _open_folder(experiment, folder, resume))
     average = told_by_first(groups, lambda: tokens_per_sample(experiment) if experiment.batch.micro_tokens else None)
     resolved = resolve(experiment, origins, groups.topology, path.parent, average)
     tokenizer = load_tokenizer(experiment.data.tokenizer)
 
     built = build(experiment, tokenizer.size, groups, resolved.config)
     fresh: dict[str, Any] = {"step": 0, "cursor": None}
-    progress = load_checkpoint(checkpoint, built, groups) if checkpoint else fresh
+    progress = (load_latest(folder, built, groups) if resume else None) or fresh
     done = progress["step"]
     data = _open_data(experiment, groups, resolved, folder, progress["cursor"])
     epoch = told_by_first(groups, lambda: data.samples_per_epoch if data else 0)
@@ -139,16 +138,14 @@ def told_by_first(groups: Groups, work: Callable[[], T]) -> T:
     return told[0]
 
 
-def _open_folder(experiment: Experiment, folder: Path, resume: bool) -> Path | None:
-    """Check the data, make the run folder, and find the checkpoint to go on from."""
+def _open_folder(experiment: Experiment, folder: Path, resume: bool) -> None:
+    """Check the data, and make the run folder."""
     preflight(experiment)
-    checkpoint = latest_checkpoint(folder) if resume else None
     if not resume and (folder / "metrics.jsonl").exists():
         raise InputError(
             f"{folder}: holds a run already; go on with --resume, or begin another with --set name=ANOTHER"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    return checkpoint
 
 
 def _open_data(
@@ -172,7 +169,11 @@ def _save(
     experiment: Experiment, folder: Path, built: Any, groups: Groups, data: TrainingData | None, step: int
 ) -> None:
     """Write a checkpoint; when the disk is full the run goes on with the old ones."""
-    progress = {"step": step, "cursor": data.state(step) if data is not None else None}
+    progress = {
+        "step": step,
+        "cursor": data.state(step) if data is not None else None,
+        "experiment": experiment.model_dump(mode="json", by_alias=True),
+    }
     try:
         saved = save_checkpoint(folder, built, groups, progress)
     except SaveFailed as problem:
@@ -181,7 +182,10 @@ def _save(
         return
     if groups.first:
         print(f"checkpoint of step {step}: {saved}", flush=True)
-        prune_checkpoints(folder, keep=experiment.run.keep_checkpoints)
+        metrics = folder / "metrics.jsonl"
+        rows = read_metrics(metrics) if metrics.exists() else []
+        losses = {row["step"]: row["validation_loss"] for row in rows if "validation_loss" in row}
+        prune_checkpoints(folder, experiment.run.keep_checkpoints, experiment.run.keep_every, losses)
 
 
 def _write_down(experiment: Experiment, resolved: Resolved, facts: dict[str, Any], folder: Path, done: int) -> None:

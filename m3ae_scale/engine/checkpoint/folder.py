@@ -6,10 +6,12 @@
 No file points at the newest checkpoint: it is the one with the highest serial whose hashes match.
 """
 
+import math
 import os
 import re
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from uuid import uuid4
 
@@ -109,10 +111,12 @@ def discard(path: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def prune_checkpoints(run_folder: Path, keep: int, every: int = 0, best: str | None = None) -> list[Path]:
+def prune_checkpoints(
+    run_folder: Path, keep: int, every: int = 0, losses: Mapping[int, float] | None = None
+) -> list[Path]:
     """Remove checkpoints but the newest `keep`, those of every `every`-th step, and the best; returns the removed.
 
-    best: a number in the progress that was saved, the lowest of which is the best ("validation_loss").
+    losses: step -> validation loss; the checkpoint whose step has the lowest is the best.
     Damaged checkpoints are neither counted nor removed. Call it on one rank.
     """
     if keep < 1:
@@ -121,9 +125,10 @@ def prune_checkpoints(run_folder: Path, keep: int, every: int = 0, best: str | N
     kept = {path for path, _ in good[:keep]}
     if every:
         kept |= {path for path, manifest in good if manifest.step % every == 0}
-    scored = [(manifest.progress[best], path) for path, manifest in good if best and best in manifest.progress]
-    if scored:
-        kept.add(min(scored)[1])
+    scored = [((losses or {}).get(manifest.step, math.nan), path) for path, manifest in good]
+    finite = [item for item in scored if math.isfinite(item[0])]
+    if finite:
+        kept.add(min(finite)[1])
     removed = [path for path, _ in good if path not in kept]
     for path in removed:
         discard(path)
