@@ -25,9 +25,9 @@ _FILES = {
     "provenance.json": "hardware, versions, commit, command",
     "metrics.jsonl": "every metric, one JSON row a log point",
     "pictures": "reconstruction sheets",
-    "checkpoints": "model, optimizer, schedule and data position",
-    "encoder": "the trained encoder",
-    "bad_samples.jsonl": "samples that could not be used, with the reason",
+    "checkpoints": "model, optimizer and data position; `m3ae-scale checkpoint ls` lists them",
+    "vocab.txt": "the vocabulary",
+    "quarantine-rank*.jsonl": "samples that could not be used, with the reason",
     "mlflow_run_id": "the run's id in MLflow",
 }
 
@@ -61,7 +61,7 @@ def write_run_page(run_folder: str | Path) -> Path:
         facts=_facts(provenance),
         config_text=config_text,
         folder=str(folder.resolve()),
-        files=[(name, meaning) for name, meaning in _FILES.items() if (folder / name).exists()],
+        files=[(name, meaning) for name, meaning in _FILES.items() if any(folder.glob(name))],
         commands=_commands(folder, config),
     )
     path = folder / "run.html"
@@ -226,7 +226,11 @@ def _commands(folder: Path, config: dict[str, Any]) -> list[tuple[str, str]]:
     commands = [("compare runs in MLflow", f"mlflow ui --backend-store-uri {shlex.quote(store)}")]
     if (folder / "experiment.yaml").exists():
         commands = [
-            ("train on for longer", f'm3ae-scale pretrain {experiment} --set train.length="200 epochs"'),
+            ("train on for longer", f'm3ae-scale pretrain {experiment} --resume --set train.length="20 epochs"'),
+            (
+                "get features of texts",
+                f"m3ae-scale encode {shlex.quote(str(folder))} --texts captions.txt --output features.npz",
+            ),
             ("see what DeepSpeed is given, and why", f"m3ae-scale config explain {experiment}"),
             *commands,
         ]

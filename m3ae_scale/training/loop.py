@@ -1,8 +1,10 @@
 """The training loop: batches in, steps out, and at its intervals a look at the run and a checkpoint."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from m3ae_scale.batch import Batch
 from m3ae_scale.config import Experiment
@@ -30,6 +32,7 @@ class Run:
     built: Built
     batches: Iterator[Batch]  # micro-batches, `accumulation` of them a step
     accumulation: int
+    bad_samples: Callable[[], Mapping[str, int]]  # by source, those that this rank has met
     validation: ValidationData
     piece: Callable[[int], str]  # word id -> word piece
     meters: Meters
@@ -90,9 +93,18 @@ def _train_step(run: Run) -> float:
 def _report(run: Run, lr: float) -> None:
     """Print, write down and track what was measured since the last report."""
     values = run.meters.report(run.steps - run.done, lr)
+    bad = _count_bad_samples(run)
     if run.groups.first:
-        print(progress_line(run.done, run.steps, values), flush=True)
-    _record(run, values)
+        said = ", ".join(f"{name} {count}" for name, count in bad.items() if count)
+        print(progress_line(run.done, run.steps, values) + (f"  bad samples: {said}" if said else ""), flush=True)
+    _record(run, values | {f"bad_samples_{name}": float(count) for name, count in bad.items()})
+
+
+def _count_bad_samples(run: Run) -> dict[str, int]:
+    """By source, the samples that all ranks together could not use so far."""
+    names, mine = [source.name for source in run.experiment.data.sources], run.bad_samples()
+    counts = torch.tensor([mine.get(name, 0) for name in names], dtype=torch.float64, device=run.groups.device)
+    return dict(zip(names, map(int, run.groups.sum(counts).tolist()), strict=True))
 
 
 def _look(run: Run, *, pictures: bool, validation: bool) -> None:

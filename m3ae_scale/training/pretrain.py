@@ -109,6 +109,7 @@ def prepare(
         built=built,
         batches=on_device(data, groups),
         accumulation=resolved.plan.accumulation,
+        bad_samples=lambda: data.bad_samples if data is not None else {},
         validation=validation,
         piece=lambda word: tokenizer.words_of([word])[0],
         meters=Meters(groups.device, groups.sum, trained_seconds(metrics, done)),
