@@ -22,13 +22,14 @@ class StopRequest:
         self.received: signal.Signals | None = None  # on this rank
         self._vote = torch.zeros((), dtype=torch.int32)
         self._pending: Any = None
+        self._group: dist.ProcessGroup | None = None  # None: the world's own, which is gloo on a CPU
         for number in _SIGNALS:
             signal.signal(number, self._receive)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # the command line held them back until here
 
     def on(self, device: torch.device) -> "StopRequest":
-        """Vote on `device`, where the run's groups talk."""
-        self._vote = self._vote.to(device)
+        """Vote among the ranks of the run, over the host: reading the answer must not wait for `device`."""
+        self._group = dist.new_group(backend="gloo") if device.type == "cuda" else None
         return self
 
     def agreed(self) -> bool:
@@ -38,7 +39,7 @@ class StopRequest:
             self._pending.wait()
             answer = bool(self._vote.item())
         self._vote.fill_(int(self.received is not None))
-        self._pending = dist.all_reduce(self._vote, op=dist.ReduceOp.MAX, async_op=True)
+        self._pending = dist.all_reduce(self._vote, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
         return answer
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
