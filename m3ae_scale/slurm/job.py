@@ -97,19 +97,6 @@ def shapes_of(
     return shapes
 
 
-def sbatch_options(experiment: Experiment, request: Request, run_folder: Path) -> list[str]:
-    """Return what sbatch is asked for, over the #SBATCH lines of the script."""
-    nodes = str(request.most) if request.least == request.most else f"{request.least}-{request.most}"
-    options = [
-        f"--job-name={experiment.name}",
-        f"--nodes={nodes}",
-        f"--ntasks-per-node={request.tasks_per_node}",
-        f"--cpus-per-task={experiment.data.workers + 1}",
-        f"--output={run_folder}/slurm-%j.out",
-    ]
-    return options + [f"--gpus-per-node={request.gpus_per_node}"] * (request.gpus_per_node > 0)
-
-
 def _offloads(zero: dict[str, Any], key: str) -> bool:
     return (zero.get(key) or {}).get("device", "none") != "none"
 

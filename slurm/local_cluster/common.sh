@@ -32,11 +32,11 @@ processes() { # processes [NODE]
     done
 }
 
-end() { # end SIGNAL PID...: send it, and wait up to 10 s until they are gone
+end() { # end SIGNAL PID...: send it, and wait up to 3 s until they are gone
     local signal=$1 pid tries
     shift
     for pid in "$@"; do kill "-$signal" "$pid" 2>/dev/null || true; done
-    for ((tries = 0; tries < 100; tries++)); do
+    for ((tries = 0; tries < 30; tries++)); do
         for pid in "$@"; do alive "$pid" && sleep 0.1 && continue 2; done
         return 0
     done
