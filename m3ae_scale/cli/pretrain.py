@@ -1,7 +1,6 @@
 """m3ae-scale pretrain: one training run, on this process, on N of this machine, or as a rank of a launcher."""
 
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -26,6 +25,7 @@ def pretrain(experiment: str, nproc: int | None, overrides: tuple[str, ...], res
     from m3ae_scale.engine.deepspeed_config import resolve
     from m3ae_scale.parallel.launch import find_ranks, is_launched, launch_local
     from m3ae_scale.parallel.topology import Topology
+    from m3ae_scale.training.signals import hold_signals
 
     loaded, origins = load_experiment(experiment, list(overrides))
     if is_launched(os.environ):
@@ -40,8 +40,7 @@ def pretrain(experiment: str, nproc: int | None, overrides: tuple[str, ...], res
         again += [f"--set={override}" for override in overrides] + ["--resume"] * resume
         raise click.exceptions.Exit(launch_local(nproc, again))
 
-    # A request to stop that comes while torch is loaded waits until the run can answer it (training/lifecycle.py).
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1, signal.SIGTERM))
+    hold_signals()  # before torch starts its threads
     from m3ae_scale.training.pretrain import pretrain as run
 
     folder = run(loaded, origins, Path(experiment), resume=resume)

@@ -1,8 +1,8 @@
 """How a run is asked to stop, and how all its ranks agree on the step to stop at.
 
-SIGTERM, SIGINT and SIGUSR1 (SLURM's early warning) set a flag on the rank that receives them. After each step the
-ranks take the maximum of their flags; the answer is read one step later, so that nobody waits for it. A signal that
-comes earlier (while data is opened, kernels are compiled) or between two steps (while validating, saving) is kept.
+SIGTERM and SIGUSR1 (SLURM's early warning) wait until a step is done, whatever the run is doing when they come: opening
+data, compiling, validating, saving. SIGINT (Ctrl-C) counts from the first step on. After each step the ranks take the
+maximum of their wishes; the answer is read one step later, so that nobody waits for it.
 """
 
 import signal
@@ -12,25 +12,26 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+from m3ae_scale.training.signals import HELD, signal_waits, signals_held
 
 
 class StopRequest:
-    """Collects requests to stop, from its making on."""
+    """Collects requests to stop. Every rank must make one at the same time."""
 
-    def __init__(self) -> None:
-        self.received: signal.Signals | None = None  # on this rank
+    def __init__(self, device: torch.device):
+        self._caught = False
         self._vote = torch.zeros((), dtype=torch.int32)
         self._pending: Any = None
-        self._group: dist.ProcessGroup | None = None  # None: the world's own, which is gloo on a CPU
-        for number in _SIGNALS:
-            signal.signal(number, self._receive)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # the command line held them back until here
-
-    def on(self, device: torch.device) -> "StopRequest":
-        """Vote among the ranks of the run, over the host: reading the answer must not wait for `device`."""
+        # Over the host: reading the answer must not wait for `device`. None: the world's own, which is gloo on a CPU.
         self._group = dist.new_group(backend="gloo") if device.type == "cuda" else None
-        return self
+        # The command line holds the others back. Without it there may be threads that would take them: catch them.
+        for number in (signal.SIGINT, *(() if signals_held() else HELD)):
+            signal.signal(number, self._catch)
+
+    @property
+    def received(self) -> bool:
+        """Whether this rank was asked to stop."""
+        return self._caught or signal_waits()
 
     def agreed(self) -> bool:
         """Vote, and return what all ranks voted one call ago. Every rank must call it once a step."""
@@ -38,9 +39,9 @@ class StopRequest:
         if self._pending is not None:
             self._pending.wait()
             answer = bool(self._vote.item())
-        self._vote.fill_(int(self.received is not None))
+        self._vote.fill_(int(self.received))
         self._pending = dist.all_reduce(self._vote, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
         return answer
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number)
+    def _catch(self, number: int, frame: FrameType | None) -> None:
+        self._caught = True

@@ -44,13 +44,12 @@ def pretrain(experiment: Experiment, origins: Origins, path: Path, resume: bool 
     Raises InputError for what the user can mend, and SystemExit(EXIT_STOPPED) on every rank of a run that was asked
     to stop and has saved.
     """
-    stop = StopRequest()
     ranks = find_ranks(os.environ)
     Topology(ranks.world, experiment.parallel.tensor)  # a mistake here shows before groups are opened
     groups = open_groups(ranks, experiment.parallel.tensor)
     try:
         with ExitStack() as at_the_end:
-            run = prepare(experiment, origins, path, groups, ranks, stop, resume, at_the_end)
+            run = prepare(experiment, origins, path, groups, ranks, resume, at_the_end)
             finished = train(run)
             if groups.first and not finished:
                 print(f"stopped at step {run.done}, checkpoint written; go on with --resume", flush=True)
@@ -69,7 +68,6 @@ def prepare(
     path: Path,
     groups: Groups,
     ranks: Ranks,
-    stop: StopRequest,
     resume: bool,
     at_the_end: ExitStack,
 ) -> Run:
@@ -118,7 +116,7 @@ def prepare(
         steps=steps,
         warmup=experiment.train.warmup.steps(experiment.batch.global_, epoch),
         done=done,
-        stop=stop.on(groups.device),
+        stop=StopRequest(groups.device),
     )
 
 

@@ -1,0 +1,44 @@
+"""A signal to all processes of a task asks the run to stop, and ends nothing that the run has started."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+# A run: it starts a thread and a compiler, tells its parent, and looks whether it was asked to stop.
+RUN = """
+import signal, subprocess, sys, threading, time
+from m3ae_scale.training.signals import hold_signals, signal_waits
+hold_signals()
+threading.Thread(target=time.sleep, args=(2,), daemon=True).start()
+compiler = subprocess.Popen(["sh", "-c", "sleep 1; echo compiled"])
+assert not signal_waits()
+print("ready", flush=True)
+sys.stdin.readline()
+assert signal_waits()
+sys.exit(compiler.wait())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_held_signal_waits_and_spares_the_children(number: signal.Signals) -> None:
+    run = subprocess.Popen(
+        [sys.executable, "-c", RUN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert run.stdout is not None
+    assert run.stdout.readline() == "ready\n"
+    os.killpg(run.pid, number)
+    os.killpg(run.pid, number)  # asked twice
+    output, _ = run.communicate("\n", timeout=30)
+    assert (run.returncode, output) == (0, "compiled\n")
+
+
+def test_a_pool_can_still_end_its_workers() -> None:
+    program = (
+        "import multiprocessing, time; from m3ae_scale.training.signals import hold_signals; hold_signals();"
+        "worker = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,)); worker.start();"
+        "worker.terminate(); worker.join(20); raise SystemExit(worker.exitcode != -15)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0
