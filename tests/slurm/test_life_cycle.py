@@ -96,7 +96,7 @@ def test_an_array_runs_each_line_of_a_sweep(cluster: Cluster, place: Path) -> No
     (place / "sweep.txt").write_text("--set engine.deepspeed=zero1_fp32\n--set engine.deepspeed=zero3_fp32\n")
     arguments = ("tiny.yaml", "sweep.txt", "--set", "train.length=3 steps")
     script = str(ROOT / "slurm" / "scaling_sweep.sbatch")
-    variables = {"M3AE_SITE": str(ROOT / "slurm/site.sh"), "M3AE_TASKS_PER_NODE": "1"}
+    variables = {"M3AE_SITE": str(ROOT / "slurm/site.sh")}
     said = cluster.run("sbatch", "--array=1-2", script, *arguments, cwd=place, **variables)
     job = re.search(r"\d+", said)[0]
     for task in ("1", "2"):
