@@ -16,7 +16,7 @@ import pytest
 HERE = Path(__file__).parent
 
 
-def run_ranks(world: int, target: str, argument: Any = None, timeout: float = 240.0) -> Any:
+def run_ranks(world: int, target: str, argument: Any = None, timeout: float = 400.0) -> Any:
     """Call `target` ("module:function") with the JSON-able `argument` on `world` ranks; return what rank 0 returned.
 
     A rank that fails, or one that hangs past `timeout` seconds, fails the test with its last output.

@@ -48,7 +48,7 @@ def results(layout: str) -> dict[str, dict[str, Any]]:
     if layout == "tensor 2":
         runs["fp32 ZeRO-3 recompute full"] = {"stage": 3, "recompute": "full"}
     job = {"tensor": tensor, "runs": list(runs.values())}
-    return dict(zip(runs, run_ranks(world, "on_ranks:curves", job, timeout=280), strict=True))
+    return dict(zip(runs, run_ranks(world, "on_ranks:curves", job, timeout=400), strict=True))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
