@@ -4,10 +4,12 @@ import os
 import resource
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from deepspeed.runtime import engine as deepspeed_engine
 from on_ranks import LR, deepspeed_config
 from tiny import GLOBAL_BATCH, PATCH_DIM, VOCABULARY, experiment, global_batch
 
@@ -65,8 +67,11 @@ def resume_all(job: dict[str, Any]) -> list[dict[str, Any]]:
 
 def open_engine(groups: Groups, run: dict[str, Any]) -> Built:
     """The tiny model under ZeRO stage run["stage"], and whatever else deepspeed_config takes."""
-    data = groups.topology.data
-    return build(experiment(), VOCABULARY, groups, deepspeed_config(data, GLOBAL_BATCH // data, 1, **run))
+    data, run = groups.topology.data, dict(run)
+    # Without ZeRO, DeepSpeed keeps flat bf16 masters for the fused Adams that it knows, all for CUDA: torch's for once.
+    fused = torch.optim.AdamW if run.pop("fused", False) else deepspeed_engine.FusedAdam
+    with mock.patch.object(deepspeed_engine, "FusedAdam", fused):
+        return build(experiment(), VOCABULARY, groups, deepspeed_config(data, GLOBAL_BATCH // data, 1, **run))
 
 
 def train(built: Built, groups: Groups, first: int, last: int) -> list[float]:

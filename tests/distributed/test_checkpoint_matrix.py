@@ -23,6 +23,7 @@ TOPOLOGIES = {"1": (1, 1), "DP2": (2, 1), "TP2": (2, 2), "TP2xDP2": (4, 2)}  # n
 MATRIX = {f"{topology} ZeRO-{stage}": {"stage": stage} for topology in TOPOLOGIES for stage in range(4)}
 OTHERS = {  # beside the matrix: another precision, and the optimizer on the host
     "DP2 ZeRO-0 bf16": {"stage": 0, "bf16": True},
+    "DP2 ZeRO-0 bf16 fused": {"stage": 0, "bf16": True, "fused": True},
     "DP2 ZeRO-2 bf16": {"stage": 2, "bf16": True},
     "DP2 ZeRO-3 bf16": {"stage": 3, "bf16": True},
     "DP2 ZeRO-2 offload": {"stage": 2, "offload": True},
@@ -32,6 +33,8 @@ LAYOUTS = MATRIX | OTHERS
 OTHER_PAIRS = [
     ("DP2 ZeRO-0 bf16", "DP2 ZeRO-0 bf16"),
     ("DP2 ZeRO-3 bf16", "DP2 ZeRO-0 bf16"),
+    ("DP2 ZeRO-0 bf16", "DP2 ZeRO-0 bf16 fused"),
+    ("DP2 ZeRO-0 bf16 fused", "DP2 ZeRO-3 bf16"),
     ("DP2 ZeRO-0 bf16", "DP2 ZeRO-2 bf16"),
     ("DP2 ZeRO-2 bf16", "DP2 ZeRO-3 bf16"),
     ("DP2 ZeRO-3 bf16", "DP2 ZeRO-3 bf16"),

@@ -3,7 +3,7 @@
 Every ZeRO stage keeps its optimizer's state in other tensors; here, and nowhere else, it is known which.
 
     stage 0, fp32   the parameter itself                                   all of it, on every rank
-    stage 0, bf16   a master copy per parameter                            all of it, on every rank
+    stage 0, bf16   a master copy per parameter, or flat (apex's Adam)     all of it, on every rank
     stage 1, 2      one flat master per parameter group and rank           what of it falls into the rank's share
     stage 3         one flat master per sub-group, each parameter split    a share of every parameter
 """
@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from m3ae_scale.engine.build import Built
 from m3ae_scale.errors import InputError
 from m3ae_scale.parallel.shard import Shard, shard_of, whole_shape
+
+Masters = dict[int, tuple[Tensor, int]]  # id(parameter) -> master, offset
+Place = tuple[int, int, Tensor | None, int]  # start, count, master, offset: see Held
 
 
 @dataclass(frozen=True)
@@ -59,20 +62,26 @@ def held_parameters(built: Built) -> list[Held]:
     return held
 
 
-Place = tuple[int, int, Tensor | None, int]  # start, count, master, offset: see Held
+def _masters_of_stage_0(optimizer: Any) -> dict[int, tuple[Tensor, int]]:
+    """Map id(parameter) to its fp32 master and where it begins there, if DeepSpeed's bf16 optimizers keep one."""
+    found: dict[int, tuple[Tensor, int]] = {}
+    for number, group in enumerate(getattr(optimizer, "fp16_groups", [])):
+        offset = 0
+        for index, parameter in enumerate(group):
+            if hasattr(optimizer, "fp32_groups_flat"):
+                found[id(parameter)] = optimizer.fp32_groups_flat[number], offset
+                offset += parameter.numel()
+            else:
+                found[id(parameter)] = optimizer.fp32_groups[number][index], 0
+    return found
 
 
-def _masters_of_stage_0(optimizer: Any) -> dict[int, Tensor]:
-    """Map id(parameter) to its fp32 master where DeepSpeed's bf16 optimizer keeps one."""
-    pairs = zip(getattr(optimizer, "fp16_groups", []), getattr(optimizer, "fp32_groups", []), strict=True)
-    return {id(p): master for group, masters in pairs for p, master in zip(group, masters, strict=True)}
+def _find_whole(optimizer: Any, parameter: nn.Parameter, masters: Masters) -> Place:
+    master, offset = masters.get(id(parameter), (parameter, 0))
+    return 0, parameter.numel(), master, offset
 
 
-def _find_whole(optimizer: Any, parameter: nn.Parameter, masters: dict[int, Tensor]) -> Place:
-    return 0, parameter.numel(), masters.get(id(parameter), parameter), 0
-
-
-def _find_flat(optimizer: Any, parameter: nn.Parameter, masters: dict[int, Tensor]) -> Place:
+def _find_flat(optimizer: Any, parameter: nn.Parameter, masters: Masters) -> Place:
     mapping = parameter._hp_mapping  # type: ignore[attr-defined]
     if mapping is None:
         return 0, 0, None, 0
@@ -85,7 +94,7 @@ def _find_flat(optimizer: Any, parameter: nn.Parameter, masters: dict[int, Tenso
     )
 
 
-def _find_partitioned(optimizer: Any, parameter: nn.Parameter, masters: dict[int, Tensor]) -> Place:
+def _find_partitioned(optimizer: Any, parameter: nn.Parameter, masters: Masters) -> Place:
     group, offset, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
     start = optimizer._get_param_partition_rank(parameter) * size
     count = min(size, parameter.ds_numel - start)  # type: ignore[attr-defined]
@@ -160,7 +169,8 @@ def refresh_weights(built: Built) -> None:
         masters = _masters_of_stage_0(optimizer)
         for parameter in engine.module.parameters():
             if id(parameter) in masters:
-                parameter.copy_(masters[id(parameter)])
+                master, offset = masters[id(parameter)]
+                parameter.copy_(master.view(-1)[offset : offset + parameter.numel()].view_as(parameter))
     elif stage < 3:
         optimizer.update_lp_params()
     else:
