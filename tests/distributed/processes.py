@@ -54,9 +54,10 @@ def run_ranks(world: int, target: str, argument: Any = None, timeout: float = 40
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
-        if any(codes):
+        failed = [r for r, code in enumerate(codes) if code] or [r for r, code in enumerate(codes) if code is None]
+        if failed:
+            first = failed[0]
             tails = [(Path(folder) / f"rank{r}.log").read_text(errors="replace")[-3000:] for r in range(world)]
-            first = next(r for r, code in enumerate(codes) if code)
             reason = "hung past the time limit" if codes[first] is None else f"exited with {codes[first]}"
             pytest.fail(f"{target} on {world} ranks: rank {first} {reason}\n{tails[first]}")
         return json.loads(result.read_text())
@@ -69,9 +70,9 @@ def _wait(ranks: list[subprocess.Popen], timeout: float) -> list[int | None]:
     while time.monotonic() < deadline:
         codes = [process.poll() for process in ranks]
         if all(code is not None for code in codes) or any(code not in (None, 0) for code in codes):
-            return codes if any(codes) else [0] * len(ranks)
+            return codes
         time.sleep(0.05)
-    return [process.poll() if process.poll() is not None else None for process in ranks] or [None]
+    return [process.poll() for process in ranks]
 
 
 def _main() -> None:
