@@ -14,6 +14,8 @@ READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
 export PATH := $(abspath $(BIN)):$(PATH)
 export PYTHONUNBUFFERED := 1
+# Operations compiled for this environment stay in it: a cache shared by environments is rebuilt at every change.
+export TORCH_EXTENSIONS_DIR := $(abspath $(VENV))/torch_extensions
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help setup quickstart test lint format bench docs clean

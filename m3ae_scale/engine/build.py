@@ -21,6 +21,7 @@ from deepspeed.utils import logger as deepspeed_logger
 from torch import nn
 
 from m3ae_scale.config import Experiment
+from m3ae_scale.engine.operations import clear_stale_locks
 from m3ae_scale.engine.recompute import apply_recompute
 from m3ae_scale.kernels.adam import build_adam
 from m3ae_scale.kernels.choose import Kernels, choose
@@ -52,6 +53,7 @@ def build(experiment: Experiment, vocabulary: int, groups: Groups, deepspeed_con
     offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
     kernels = choose(experiment.kernels, groups.device.type, dtype, offloaded)
     mpu = _mpu(groups)
+    clear_stale_locks()
     deepspeed.init_distributed(dist_init_required=False)  # adopts the groups that torch already has
 
     with _construction(stage, deepspeed_config, mpu):
