@@ -7,6 +7,9 @@
 # shellcheck source=/dev/null
 if [ -f .venv/bin/activate ]; then source .venv/bin/activate; fi
 
+# A job that was killed while it compiled an operation leaves a lock, for which all later ones would wait for ever.
+find "${TORCH_EXTENSIONS_DIR:-$HOME/.cache/torch_extensions}" -name lock -mmin +10 -delete 2>/dev/null
+
 # 2. Container, where the tasks run in one: words put before each command (Apptainer), or options for srun (pyxis).
 CONTAINER=()
 # CONTAINER=(apptainer exec --nv --bind /scratch m3ae_scale.sif)
