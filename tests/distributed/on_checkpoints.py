@@ -160,7 +160,11 @@ def load_what_does_not_fit(job: dict[str, Any]) -> list[str]:
             load_checkpoint(path, other, groups)
         except InputError as problem:
             said.append(str(problem))
-    said.append(str(load_latest(folder, built, groups)))
+    try:
+        load_latest(folder, built, groups)
+    except InputError as problem:
+        said.append(str(problem))
+    said.append(str(load_latest(folder / "another", built, groups)))
     gathered: list[Any] = [None] * groups.topology.world
     dist.all_gather_object(gathered, said)
     close_groups()

@@ -93,12 +93,13 @@ def test_a_full_disk_ends_nothing_but_the_checkpoint(small_disk: Path) -> None:
 
 
 def test_what_does_not_fit_is_told_in_one_line(tmp_path: Path) -> None:
-    vocabulary, depth, shape, damaged, latest = run_ranks(
+    vocabulary, depth, shape, damaged, none_good, none = run_ranks(
         2, "on_checkpoints:load_what_does_not_fit", {"folder": str(tmp_path)}
     )
     assert "trained with a vocabulary of 101 words, this run's data.tokenizer has 100" in vocabulary
     assert "has no decoder.transformer.blocks.2.norm1.weight, which this run's model has" in depth
     assert "decoder.transformer.blocks.0.mlp.fc1.weight is (256, 64) there, (128, 64) in this run's model" in shape
     assert "exp_avg-00001.safetensors: 100 bytes, " in damaged and "take an older checkpoint" in damaged
-    assert latest == "None"
-    assert all("\n" not in line for line in (vocabulary, depth, shape, damaged))
+    assert "all its 1 checkpoints are damaged; restore one, or begin another run" in none_good
+    assert none == "None"
+    assert all("\n" not in line for line in (vocabulary, depth, shape, damaged, none_good))

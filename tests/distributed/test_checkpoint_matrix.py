@@ -75,7 +75,7 @@ def saved(folder: Path) -> dict[str, list[float]]:
     for topology, (world, tensor) in TOPOLOGIES.items():
         runs = {name: run for name, run in LAYOUTS.items() if topology_of(name) == topology}
         job = {"tensor": tensor, "runs": runs, "folder": str(folder), "at": AT, "end": END}
-        curves |= run_ranks(world, "on_checkpoints:save_all", job, timeout=280)
+        curves |= run_ranks(world, "on_checkpoints:save_all", job, timeout=400)
     return curves
 
 
@@ -85,7 +85,7 @@ def resume(folder: Path, topology: str, pairs: list[tuple[str, str]]) -> list[di
     job["pairs"] = [
         (LAYOUTS[target], str(folder / source / "checkpoints" / f"step_{AT:08d}")) for source, target in pairs
     ]
-    return run_ranks(world, "on_checkpoints:resume_all", job, timeout=400)
+    return run_ranks(world, "on_checkpoints:resume_all", job, timeout=3000 if FULL else 400)
 
 
 def relative(curve: list[float], reference: list[float]) -> float:

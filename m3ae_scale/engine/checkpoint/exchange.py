@@ -9,7 +9,7 @@ from torch import Tensor
 from m3ae_scale.engine.build import Built
 from m3ae_scale.engine.checkpoint.plan import Piece, Rounds
 from m3ae_scale.engine.checkpoint.routes import Leg, Routes
-from m3ae_scale.engine.checkpoint.state import Held, moment
+from m3ae_scale.engine.checkpoint.state import Held, fragment
 from m3ae_scale.parallel.groups import Groups
 
 
@@ -46,9 +46,7 @@ def _exchange(
     if not traffic:  # on any rank: everyone has come to the same answer
         return {}
     device = groups.device
-    sending = torch.cat(
-        [fragment.to(device, torch.float32) for fragment in outgoing] or [torch.empty(0, device=device)]
-    )
+    sending = torch.cat([values.to(device, torch.float32) for values in outgoing] or [torch.empty(0, device=device)])
     receiving = torch.empty(sum(expected), device=device)
     dist.all_to_all_single(receiving, sending, expected, sent)
     return dict(enumerate(receiving.cpu().split(expected)))
@@ -56,7 +54,7 @@ def _exchange(
 
 def _taken(built: Built, held: Held, piece: Piece, leg: Leg) -> Tensor:
     """Return the elements of `leg` out of what this rank holds."""
-    return moment(built, held, piece.kind)[leg.skip : leg.skip + leg.length]
+    return fragment(built, held, piece.kind)[leg.skip : leg.skip + leg.length]
 
 
 def _assemble(built: Built, held: Held, piece: Piece, routes: Routes, rank: int, received: dict[int, Tensor]) -> Tensor:

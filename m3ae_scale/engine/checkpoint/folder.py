@@ -42,22 +42,21 @@ def list_checkpoints(run_folder: Path) -> list[tuple[Path, Manifest | None]]:
 def latest_checkpoint(run_folder: Path) -> Path | None:
     """Return the newest checkpoint of the run whose every hash matches, None where there is none.
 
-    Says so in a line for each damaged one that it passes over.
+    Says so in a line for each damaged one that it passes over. Raises InputError for one of a newer format.
     """
     for path, _ in list_checkpoints(Path(run_folder)):
         try:
             require_good(path)
-        except InputError as problem:
+        except Damaged as problem:
             say_passed_over(path, problem)
             continue
         return path
     return None
 
 
-def say_passed_over(path: Path, problem: InputError) -> None:
+def say_passed_over(path: Path, problem: Damaged) -> None:
     """Warn that a checkpoint is not used, and why."""
-    what = problem.what if isinstance(problem, Damaged) else problem
-    print(f"warning: passing over checkpoint {path.name}: {what}", file=sys.stderr, flush=True)
+    print(f"warning: passing over checkpoint {path.name}: {problem.what}", file=sys.stderr, flush=True)
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -86,15 +86,14 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
 def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of the checkpoint `folder`.
 
-    Raises InputError where there is none or this version cannot read it, Damaged where it is torn or altered.
+    Raises InputError where there is no such folder or this version cannot read it, Damaged where the manifest is
+    missing, torn or altered.
     """
     path = folder / MANIFEST
+    if not folder.is_dir():
+        raise InputError(f"{folder}: not there; give the folder of a checkpoint, as runs/NAME/checkpoints/step_*")
     try:
         document = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(
-            f"{folder}: no {MANIFEST}; give the folder of a checkpoint, as runs/NAME/checkpoints/step_*"
-        ) from None
     except (OSError, ValueError) as error:
         raise Damaged(f"{path}: not readable ({' '.join(str(error).split())})") from None
     if not isinstance(document, dict) or document.pop("manifest_xxh3", None) != _digest(document):

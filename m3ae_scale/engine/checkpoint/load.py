@@ -18,7 +18,7 @@ from m3ae_scale.engine.build import Built
 from m3ae_scale.engine.checkpoint.files import MappedFile
 from m3ae_scale.engine.checkpoint.folder import list_checkpoints, say_passed_over
 from m3ae_scale.engine.checkpoint.format import KINDS, Damaged, Manifest, find_damage, read_manifest
-from m3ae_scale.engine.checkpoint.state import Held, held_parameters, moment, open_moments, refresh_weights
+from m3ae_scale.engine.checkpoint.state import Held, fragment, held_parameters, open_moments, refresh_weights
 from m3ae_scale.engine.checkpoint.weights import as_tensor
 from m3ae_scale.errors import InputError
 from m3ae_scale.parallel.groups import Groups
@@ -47,8 +47,8 @@ def load_checkpoint(path: Path, built: Built, groups: Groups) -> dict[str, Any]:
 def load_latest(run_folder: Path, built: Built, groups: Groups) -> dict[str, Any] | None:
     """Load the newest good checkpoint of the run, hashed by all ranks together. Collective.
 
-    Says so in a line for each damaged one that it passes over. Returns its progress, None where there is none.
-    Raises InputError, on every rank, where it is of another model.
+    Says so in a line for each damaged one that it passes over. Returns its progress, None where the run has none.
+    Raises InputError, on every rank, where it is of another model or all are damaged.
     """
     told: list[Any] = [[path for path, _ in list_checkpoints(Path(run_folder))] if groups.first else None]
     dist.broadcast_object_list(told, src=0, device=groups.device)
@@ -58,6 +58,11 @@ def load_latest(run_folder: Path, built: Built, groups: Groups) -> dict[str, Any
         except Damaged as problem:  # found before anything of the engine was changed
             if groups.first:
                 say_passed_over(path, problem)
+    if told[0]:
+        raise InputError(
+            f"{run_folder}: all its {len(told[0])} checkpoints are damaged; restore one, or begin another run with "
+            f"--set name=ANOTHER"
+        )
     return None
 
 
@@ -100,10 +105,10 @@ def _read_share(path: Path, manifest: Manifest, built: Built, held: list[Held], 
             name = manifest.places[h.name][kind]
             if name not in files:
                 files[name] = MappedFile(path / name)
-            moment(built, h, kind).copy_(_fragment(files[name], h, groups))
+            fragment(built, h, kind).copy_(_read(files[name], h, groups))
 
 
-def _fragment(file: MappedFile, held: Held, groups: Groups) -> Tensor:
+def _read(file: MappedFile, held: Held, groups: Groups) -> Tensor:
     """Return what `held` covers of the tensor in `file`; only its pages are read."""
     part = as_tensor(file.array(held.name))
     if held.shard is not None:

@@ -50,21 +50,21 @@ def held_parameters(built: Built) -> list[Held]:
             "zero_optimization.offload_optimizer.device: found nvme, which checkpoints cannot read; use cpu or none"
         )
     find = {0: _find_whole, 1: _find_flat, 2: _find_flat, 3: _find_partitioned}[stage]
-    masters = _masters_of_stage_0(optimizer) if stage == 0 else {}
+    copies = _masters_of_stage_0(optimizer) if stage == 0 else {}
     held = []
     for name, parameter in engine.module.named_parameters():
         if not parameter.requires_grad:
             raise NotImplementedError(f"{name} is frozen: a checkpoint of training holds trained parameters only")
         part = torch.Size(getattr(parameter, "ds_shape", parameter.shape))
-        start, count, master, offset = find(optimizer, parameter, masters)
+        start, count, master, offset = find(optimizer, parameter, copies)
         whole = whole_shape(parameter, part)
         held.append(Held(name, tuple(part), whole, shard_of(parameter), start, count, master, offset))
     return held
 
 
-def _masters_of_stage_0(optimizer: Any) -> dict[int, tuple[Tensor, int]]:
+def _masters_of_stage_0(optimizer: Any) -> Masters:
     """Map id(parameter) to its fp32 master and where it begins there, if DeepSpeed's bf16 optimizers keep one."""
-    found: dict[int, tuple[Tensor, int]] = {}
+    found: Masters = {}
     for number, group in enumerate(getattr(optimizer, "fp16_groups", [])):
         offset = 0
         for index, parameter in enumerate(group):
@@ -108,7 +108,7 @@ def torch_optimizer(built: Built) -> Any:
     return getattr(built.engine.optimizer, "optimizer", built.engine.optimizer)
 
 
-def masters(built: Built) -> Iterator[tuple[dict[str, Any], Tensor]]:
+def stepped_tensors(built: Built) -> Iterator[tuple[dict[str, Any], Tensor]]:
     """Yield every tensor that the optimizer of this rank steps, each with its parameter group."""
     optimizer, inner = built.engine.optimizer, torch_optimizer(built)
     if hasattr(optimizer, "fp32_partitioned_groups_flat"):  # stage 3 empties the groups between steps
@@ -123,14 +123,14 @@ def masters(built: Built) -> Iterator[tuple[dict[str, Any], Tensor]]:
 def adam_steps(built: Built) -> int:
     """Return how many steps Adam has counted; 0 before its first."""
     state = torch_optimizer(built).state
-    for group, master in masters(built):
+    for group, master in stepped_tensors(built):
         if "exp_avg" in state.get(master, {}):
             return int(state[master].get("step", group.get("step", 0)))  # apex counts in the group
     return 0
 
 
-def moment(built: Built, held: Held, kind: str) -> Tensor:
-    """Return this rank's fragment of the master ("weights") or of a moment ("exp_avg", "exp_avg_sq"), float32."""
+def fragment(built: Built, held: Held, kind: str) -> Tensor:
+    """Return this rank's fragment of the master ("weights") or of a moment ("exp_avg", "exp_avg_sq"): a view of it."""
     if held.master is None:
         return torch.empty(0)
     if kind == "weights":
@@ -147,7 +147,7 @@ def open_moments(built: Built, steps: int) -> None:
     """Make Adam's moments where this optimizer has not stepped yet, and set its step counts, as if it had."""
     inner = torch_optimizer(built)
     on_device = inner.defaults.get("fused") or inner.defaults.get("capturable")
-    for group, master in masters(built):
+    for group, master in stepped_tensors(built):
         state = inner.state[master]
         for kind in ("exp_avg", "exp_avg_sq"):
             if kind not in state:
@@ -166,10 +166,10 @@ def refresh_weights(built: Built) -> None:
     engine = built.engine
     optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
     if stage == 0:
-        masters = _masters_of_stage_0(optimizer)
+        copies = _masters_of_stage_0(optimizer)
         for parameter in engine.module.parameters():
-            if id(parameter) in masters:
-                master, offset = masters[id(parameter)]
+            if id(parameter) in copies:
+                master, offset = copies[id(parameter)]
                 parameter.copy_(master.view(-1)[offset : offset + parameter.numel()].view_as(parameter))
     elif stage < 3:
         optimizer.update_lp_params()
