@@ -18,7 +18,7 @@ export PYTHONUNBUFFERED := 1
 export TORCH_EXTENSIONS_DIR := $(abspath $(VENV))/torch_extensions
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup quickstart test lint format bench docs clean
+.PHONY: help setup quickstart test lint format bench checkpoint-matrix checkpoint-faults docs clean
 
 help:  ## list these habits
 	@echo "make TARGET, where TARGET is"
@@ -52,6 +52,14 @@ format: $(READY_DEV)  ## let ruff rewrite what it can
 
 bench: $(READY_DEV)  ## run every benchmark; results go to benchmarks/results/
 	@set -e; for script in benchmarks/*.py; do echo "\$$ python $$script"; python $$script; done
+
+checkpoint-matrix: $(READY_DEV)  ## resume every layout from every other one; the table goes to benchmarks/results/ (half an hour)
+	CHECKPOINT_MATRIX=full CHECKPOINT_MATRIX_OUTPUT=benchmarks/results/checkpoint_matrix.jsonl \
+		python -m pytest tests/distributed/test_checkpoint_matrix.py --timeout 3600
+
+checkpoint-faults: $(READY_DEV)  ## kill a saving run 200 times; what was lost goes to benchmarks/results/
+	CHECKPOINT_KILLS=200 CHECKPOINT_FAULTS_OUTPUT=benchmarks/results/checkpoint_faults.jsonl \
+		python -m pytest tests/distributed/test_checkpoint_faults.py -k random_moments
 
 docs: $(READY)  ## rewrite docs/reference/ from the code: every verb and every key
 	python docs/make_reference.py
