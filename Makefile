@@ -54,11 +54,11 @@ bench: $(READY_DEV)  ## run every benchmark; results go to benchmarks/results/
 	@set -e; for script in benchmarks/*.py; do echo "\$$ python $$script"; python $$script; done
 
 checkpoint-matrix: $(READY_DEV)  ## resume every layout from every other one; the table goes to benchmarks/results/ (half an hour)
-	CHECKPOINT_MATRIX=full CHECKPOINT_MATRIX_OUTPUT=benchmarks/results/checkpoint_matrix.jsonl \
+	CHECKPOINT_MATRIX=full CHECKPOINT_MATRIX_OUTPUT=benchmarks/results/checkpoint_matrix.md \
 		python -m pytest tests/distributed/test_checkpoint_matrix.py --timeout 3600
 
 checkpoint-faults: $(READY_DEV)  ## kill a saving run 200 times; what was lost goes to benchmarks/results/
-	CHECKPOINT_KILLS=200 CHECKPOINT_FAULTS_OUTPUT=benchmarks/results/checkpoint_faults.jsonl \
+	CHECKPOINT_KILLS=200 CHECKPOINT_FAULTS_OUTPUT=benchmarks/results/checkpoint_faults.md \
 		python -m pytest tests/distributed/test_checkpoint_faults.py -k random_moments
 
 docs: $(READY)  ## rewrite docs/reference/ from the code: every verb and every key
