@@ -1,8 +1,10 @@
 """Settings of every test: few threads, the tools of this environment on the path, and a count of time per folder."""
 
 import os
+import signal
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch is imported anywhere: two cores carry several ranks, and each rank starts its own thread pool.
@@ -17,6 +19,23 @@ ROOT = Path(__file__).parent.parent
 
 settings.register_profile("m3ae_scale", deadline=None, max_examples=50)
 settings.load_profile("m3ae_scale")
+
+# What a test may change and must put back: else a later test, or what it starts, meets another process than alone.
+_LEFT_ALONE = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+@pytest.fixture(autouse=True)
+def process_left_as_found() -> Iterator[None]:
+    """Fail a test that leaves this process a rank of something, or deaf to signals."""
+    before = _process_state()
+    yield
+    assert _process_state() == before, "the test changed this process: its rank's variables or its signals"
+
+
+def _process_state() -> tuple[object, ...]:
+    variables = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
+    return variables, signal.pthread_sigmask(signal.SIG_BLOCK, ()), *map(signal.getsignal, _LEFT_ALONE)
+
 
 _seconds: dict[str, float] = defaultdict(float)
 _counts: dict[str, int] = defaultdict(int)

@@ -25,7 +25,7 @@ def pretrain(experiment: str, nproc: int | None, overrides: tuple[str, ...], res
     from m3ae_scale.engine.deepspeed_config import resolve
     from m3ae_scale.parallel.launch import find_ranks, is_launched, launch_local
     from m3ae_scale.parallel.topology import Topology
-    from m3ae_scale.training.signals import hold_signals
+    from m3ae_scale.training.signals import held_signals
 
     loaded, origins = load_experiment(experiment, list(overrides))
     if is_launched(os.environ):
@@ -40,10 +40,10 @@ def pretrain(experiment: str, nproc: int | None, overrides: tuple[str, ...], res
         again += [f"--set={override}" for override in overrides] + ["--resume"] * resume
         raise click.exceptions.Exit(launch_local(nproc, again))
 
-    hold_signals()  # before torch starts its threads
-    from m3ae_scale.training.pretrain import pretrain as run
+    with held_signals():  # before torch starts its threads
+        from m3ae_scale.training.pretrain import pretrain as run
 
-    folder = run(loaded, origins, Path(experiment), resume=resume)
+        folder = run(loaded, origins, Path(experiment), resume=resume)
     if folder is not None:  # on the first rank, at the end of training
         from m3ae_scale.reports.run_page import write_run_page
 

@@ -12,6 +12,7 @@ from m3ae_scale.parallel.topology import Topology
 
 # A rank may wait this long for another that fetches its first shard or compiles a kernel.
 _PATIENCE = timedelta(minutes=30)
+_before: dict[str, str | None] = {}  # variables as they were before the groups were opened
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,10 @@ def open_groups(ranks: Ranks, tensor_parallel: int) -> Groups:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # DeepSpeed reads its place from these, whatever launcher was used.
-    os.environ.update(
-        RANK=str(ranks.rank),
-        WORLD_SIZE=str(ranks.world),
-        LOCAL_RANK=str(ranks.local_rank),
-        LOCAL_WORLD_SIZE=str(ranks.local_world),
-        MASTER_ADDR=ranks.master_addr,
-        MASTER_PORT=str(ranks.master_port),
-    )
+    place = ranks.environment()
+    if not _before:
+        _before.update({name: os.environ.get(name) for name in place})
+    os.environ.update(place)
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, rank=ranks.rank, world_size=ranks.world, timeout=_PATIENCE)
@@ -74,6 +71,11 @@ def open_groups(ranks: Ranks, tensor_parallel: int) -> Groups:
 
 
 def close_groups() -> None:
-    """Leave all process groups."""
+    """Leave all process groups, so that this process is no rank any more."""
     if dist.is_initialized():
         dist.destroy_process_group()
+    for name, value in _before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+    _before.clear()

@@ -25,8 +25,8 @@ class StopRequest:
         # Over the host: reading the answer must not wait for `device`. None: the world's own, which is gloo on a CPU.
         self._group = dist.new_group(backend="gloo") if device.type == "cuda" else None
         # The command line holds the others back. Without it there may be threads that would take them: catch them.
-        for number in (signal.SIGINT, *(() if signals_held() else HELD)):
-            signal.signal(number, self._catch)
+        caught = (signal.SIGINT, *(() if signals_held() else HELD))
+        self._before = {number: signal.signal(number, self._catch) for number in caught}
 
     @property
     def received(self) -> bool:
@@ -42,6 +42,11 @@ class StopRequest:
         self._vote.fill_(int(self.received))
         self._pending = dist.all_reduce(self._vote, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
         return answer
+
+    def release(self) -> None:
+        """Let signals do again what they did before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
         self._caught = True

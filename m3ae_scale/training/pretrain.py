@@ -99,6 +99,8 @@ def prepare(
     tracker = at_the_end.enter_context(Tracker(experiment, folder, facts)) if groups.first else None
     if tracker is not None:
         tracker.artifact(folder / "experiment.yaml")
+    stop = StopRequest(groups.device)
+    at_the_end.callback(stop.release)
     metrics = folder / "metrics.jsonl"
     return Run(
         experiment=experiment,
@@ -116,7 +118,7 @@ def prepare(
         steps=steps,
         warmup=experiment.train.warmup.steps(experiment.batch.global_, epoch),
         done=done,
-        stop=StopRequest(groups.device),
+        stop=stop,
     )
 
 

@@ -7,18 +7,20 @@ import sys
 
 import pytest
 
+from m3ae_scale.training.signals import HELD, held_signals, signal_waits, signals_held
+
 # A run: it starts a thread and a compiler, tells its parent, and looks whether it was asked to stop.
 RUN = """
 import signal, subprocess, sys, threading, time
-from m3ae_scale.training.signals import hold_signals, signal_waits
-hold_signals()
-threading.Thread(target=time.sleep, args=(2,), daemon=True).start()
-compiler = subprocess.Popen(["sh", "-c", "sleep 1; echo compiled"])
-assert not signal_waits()
-print("ready", flush=True)
-sys.stdin.readline()
-assert signal_waits()
-sys.exit(compiler.wait())
+from m3ae_scale.training.signals import held_signals, signal_waits
+with held_signals():
+    threading.Thread(target=time.sleep, args=(2,), daemon=True).start()
+    compiler = subprocess.Popen(["sh", "-c", "sleep 1; echo compiled"])
+    assert not signal_waits()
+    print("ready", flush=True)
+    sys.stdin.readline()
+    assert signal_waits()
+    sys.exit(compiler.wait())
 """
 
 
@@ -37,8 +39,31 @@ def test_a_held_signal_waits_and_spares_the_children(number: signal.Signals) -> 
 
 def test_a_pool_can_still_end_its_workers() -> None:
     program = (
-        "import multiprocessing, time; from m3ae_scale.training.signals import hold_signals; hold_signals();"
-        "worker = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,)); worker.start();"
-        "worker.terminate(); worker.join(20); raise SystemExit(worker.exitcode != -15)"
+        "import multiprocessing, time; from m3ae_scale.training.signals import held_signals\n"
+        "worker = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))\n"
+        "with held_signals(): worker.start(); worker.terminate(); worker.join(20)\n"
+        "raise SystemExit(worker.exitcode != -15)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0
+
+
+def test_the_process_is_as_before_once_the_work_is_over() -> None:
+    def state() -> tuple[object, ...]:
+        return signal.pthread_sigmask(signal.SIG_BLOCK, ()), *(signal.getsignal(number) for number in HELD)
+
+    before = state()
+    with pytest.raises(ValueError), held_signals():
+        assert signals_held()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signal_waits()
+        raise ValueError
+    assert state() == before and not signal_waits()
+
+
+def test_a_process_that_is_leaving_keeps_its_exit_code() -> None:
+    program = (
+        "import os, signal, sys; from m3ae_scale.training.signals import held_signals\n"
+        "try:\n    with held_signals(): sys.exit(75)\n"
+        "finally: os.kill(os.getpid(), signal.SIGTERM)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 75
