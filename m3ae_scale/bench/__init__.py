@@ -1,0 +1,1 @@
+"""What is measured on this hardware: how fast, in how much memory, how well it scales; rows of JSON with provenance."""
