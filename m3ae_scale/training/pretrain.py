@@ -93,6 +93,7 @@ def prepare(
     )
     steps = experiment.train.length.steps(experiment.batch.global_, epoch)
     facts = provenance() | {"topology": vars(groups.topology) | {"batch": vars(resolved.plan)}}
+    facts["model"] = {"parameters": built.parameters, "vocabulary": tokenizer.size}
     if groups.first:
         _write_down(experiment, resolved, facts, folder, done)
         _introduce(groups, ranks, built, resolved, folder, steps, done, epoch)
