@@ -1,21 +1,30 @@
-"""Line charts as inline SVG that takes its colours from the page, so that light, dark and print each look right."""
+"""Charts as inline SVG that takes its colours from the page, so that light, dark and print each look right."""
 
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 # Stand-ins that matplotlib draws with; each becomes a colour variable of the page.
 _INK, _GRID = "#010101", "#020202"
 _SERIES = ("#030303", "#040404")
 _VARIABLES = {_INK: "--faint", _GRID: "--rule", _SERIES[0]: "--series-1", _SERIES[1]: "--series-2"}
 _STYLE = {"svg.fonttype": "none", "font.size": 10, "axes.unicode_minus": False}
+# Of classes: readable on light and on dark (matplotlib's tab20, its pale half darkened).
+_CLASSES = (
+    "#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf",
+    "#6f98c8", "#d9a066", "#6fb56f", "#d98080", "#a58fc0", "#a98a80", "#c98fb8", "#a0a0a0", "#9c9c4a", "#6fb3bf",
+)  # fmt: skip
 _MOST = 400  # points drawn of a series
 
 
@@ -34,16 +43,11 @@ def line_chart(title: str, x_label: str, series: Sequence[Series], from_zero: bo
 
     Lines differ by dash and marker as well as by colour. from_zero: the y axis begins at 0.
     """
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": title + x_label}):
-        figure = Figure(figsize=(4.8, 2.7), layout="constrained", facecolor="none")
-        axes = figure.add_subplot(facecolor="none")
+    with _drawing(title + x_label, (4.8, 2.7)) as (axes, drawn):
         for one, colour in zip(series, _SERIES, strict=False):
             style = "o--" if one.sparse else "-"
             axes.plot(*thin(one.x, one.y), style, color=colour, label=one.name, linewidth=1.6, markersize=4)
         axes.set_xlabel(x_label, color=_INK)
-        axes.spines[["top", "left", "right"]].set_visible(False)
-        axes.spines["bottom"].set_color(_GRID)
-        axes.tick_params(colors=_INK, length=0)
         axes.grid(axis="y", color=_GRID, linewidth=0.8)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_major_locator(MaxNLocator(5))
@@ -53,9 +57,69 @@ def line_chart(title: str, x_label: str, series: Sequence[Series], from_zero: bo
             axes.set_ylim(bottom=0)
         if len(series) > 1:
             axes.legend(frameon=False, labelcolor=_INK)
-        drawn = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(drawn, metadata={"Date": None})
     return _inline(drawn.getvalue(), title)
+
+
+def scatter_chart(title: str, points: NDArray[np.float64], labels: NDArray[np.int64], names: Sequence[str]) -> str:
+    """Draw `points` (n, 2) coloured by `labels` (n,); the legend has the first twenty of `names`.
+
+    More than twenty classes share colours, with another marker.
+    """
+    with _drawing(title, (6.4, 4.6)) as (axes, drawn):
+        for number in sorted(set(labels.tolist())):
+            x, y = points[labels == number].T
+            marker = "o^sDv"[number // len(_CLASSES) % 5]
+            colour = _CLASSES[number % len(_CLASSES)]
+            axes.scatter(x, y, s=9, color=colour, marker=marker, linewidths=0, label=names[number])
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines["bottom"].set_visible(False)
+        handles, told = axes.get_legend_handles_labels()
+        axes.legend(
+            handles[:20], told[:20], frameon=False, labelcolor=_INK, loc="center left", bbox_to_anchor=(1, 0.5),
+            markerscale=2, fontsize=8,
+        )  # fmt: skip
+    return _inline(drawn.getvalue(), title)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """One row of an interval chart: a value, and the ends of its interval."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+
+
+def interval_chart(title: str, x_label: str, rows: Sequence[Interval], zero: bool = False) -> str:
+    """Draw each row's value as a dot on the line of its interval, the first row on top. zero: mark x = 0."""
+    with _drawing(title + x_label, (6.4, 0.9 + 0.34 * len(rows))) as (axes, drawn):
+        for place, row in enumerate(rows):
+            axes.plot([row.low, row.high], [place, place], color=_SERIES[0], linewidth=1.8)
+            axes.plot([row.value], [place], "o", color=_SERIES[0], markersize=5)
+        if zero:
+            axes.axvline(0, color=_SERIES[1], linewidth=1, linestyle="--")
+        axes.set_yticks(range(len(rows)), [row.name for row in rows], color=_INK)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlabel(x_label, color=_INK)
+        axes.grid(axis="x", color=_GRID, linewidth=0.8)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+    return _inline(drawn.getvalue(), title)
+
+
+@contextmanager
+def _drawing(salt: str, size: tuple[float, float]) -> Iterator[tuple[Any, io.StringIO]]:
+    """Axes to draw on, and what they come out as once the context is left."""
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": salt}):
+        figure = Figure(figsize=size, layout="constrained", facecolor="none")
+        axes = figure.add_subplot(facecolor="none")
+        axes.spines[["top", "left", "right"]].set_visible(False)
+        axes.spines["bottom"].set_color(_GRID)
+        axes.tick_params(colors=_INK, length=0)
+        drawn = io.StringIO()
+        yield axes, drawn
+        FigureCanvasSVG(figure).print_svg(drawn, metadata={"Date": None})
 
 
 def thin(x: Sequence[float], y: Sequence[float], most: int = _MOST) -> tuple[list[float], list[float]]:

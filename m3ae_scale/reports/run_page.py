@@ -13,6 +13,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from m3ae_scale.reports.chart import Series, line_chart
+from m3ae_scale.reports.page import facts_of
 from m3ae_scale.training.meters import duration, short
 from m3ae_scale.training.metrics_file import read_metrics
 
@@ -58,7 +59,7 @@ def write_run_page(run_folder: str | Path) -> Path:
         charts=_charts(rows),
         table=_table(rows),
         sheets=_sheets(folder / "pictures"),
-        facts=_facts(provenance),
+        facts=facts_of(provenance),
         config_text=config_text,
         folder=str(folder.resolve()),
         files=[(name, meaning) for name, meaning in _FILES.items() if any(folder.glob(name))],
@@ -194,29 +195,6 @@ def _sheets(pictures: Path) -> list[tuple[str, str]]:
         data = base64.b64encode(found[index].read_bytes()).decode()
         sheets.append((title, f"data:image/png;base64,{data}"))
     return sheets
-
-
-def _facts(provenance: dict[str, Any]) -> list[tuple[str, str]]:
-    """What ran, one fact a line, from whatever the provenance holds."""
-    facts: list[tuple[str, str]] = []
-    for key, value in provenance.items():
-        if value is None or value == {}:
-            continue
-        if key == "git":
-            value = f"{value['commit']}{' with local changes' if value.get('dirty') else ''}"
-        elif key == "hardware":
-            value = _hardware(value)
-        elif isinstance(value, dict):
-            value = ", ".join(f"{name} {figure}" for name, figure in value.items() if figure is not None)
-        facts.append((key.replace("_", " "), str(value)))
-    return facts
-
-
-def _hardware(hardware: dict[str, Any]) -> str:
-    parts = [f"{hardware.get('cpu')}, {hardware.get('cores')} cores, {hardware.get('memory_gib')} GiB"]
-    names = [f"{gpu['name']} ({gpu['memory_gib']} GiB)" for gpu in hardware.get("gpus", [])]
-    parts += [f"{names.count(name)} x {name}" for name in dict.fromkeys(names)]
-    return "; ".join(parts)
 
 
 def _commands(folder: Path, config: dict[str, Any]) -> list[tuple[str, str]]:
