@@ -31,6 +31,7 @@ RUNTIME = [
     "rich>=13.7",
     "jinja2>=3.1",
     "matplotlib>=3.8",
+    "scikit-learn>=1.4",
     "ninja",  # builds DeepSpeed's operations on first use
 ]
 

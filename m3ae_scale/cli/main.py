@@ -3,11 +3,11 @@
 import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 
 import click
 
+from m3ae_scale.cli.lazy import LazyVerbs
 from m3ae_scale.errors import EXIT_MISTAKE, InputError
 from m3ae_scale.version import __version__
 
@@ -17,29 +17,18 @@ VERBS = {
     "data": "m3ae_scale.cli.data",
     "config": "m3ae_scale.cli.config",
     "encode": "m3ae_scale.cli.encode",
+    "eval": "m3ae_scale.cli.eval",
     "checkpoint": "m3ae_scale.cli.checkpoint",
     "page": "m3ae_scale.cli.page",
+    "bench": "m3ae_scale.cli.bench",
     "slurm": "m3ae_scale.cli.slurm",
     "sizes": "m3ae_scale.cli.sizes",
 }
 
 
-class LazyVerbs(click.Group):
-    """A group whose verbs are imported by name."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the verbs in the order of their table."""
-        return list(VERBS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the module of a verb; the verb has its name there."""
-        if cmd_name not in VERBS:
-            return None
-        command: click.Command = getattr(import_module(VERBS[cmd_name]), cmd_name)
-        return command
-
-
-@click.group(cls=LazyVerbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=LazyVerbs, verbs=VERBS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.option("--local_rank", hidden=True, expose_value=False)  # what the deepspeed launcher adds
 @click.version_option(__version__, prog_name="m3ae-scale")
 def cli() -> None:

@@ -62,20 +62,25 @@ class PretrainedEncoder(nn.Module):
     @torch.no_grad()
     def encode_samples(self, samples: Iterable[RawSample], batch_size: int = 64) -> Features:
         """Encode undecoded samples. Raises InputError for one that cannot be used."""
-        device = next(self.parameters()).device
         rows: list[tuple[Tensor, Tensor]] = []
         names: list[str] = []
         stream = iter(samples)
         while chunk := list(islice(stream, batch_size)):
-            batch = self._pack(chunk).to(device)
-            rows.append(_pool(self.encoder(batch).float(), batch))
+            rows.append(self.pooled(self.pack(chunk)))
             names += [raw.key for raw in chunk]
         if not rows:
             raise InputError("nothing to encode: no image, text or sample was given")
         cls, mean = (torch.cat(column).cpu() for column in zip(*rows, strict=True))
         return Features(cls, mean, tuple(names))
 
-    def _pack(self, chunk: Sequence[RawSample]) -> Batch:
+    @torch.no_grad()
+    def pooled(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Encode a packed batch: the CLS row and the mean of the other rows of each sample, (S, dim) float32."""
+        batch = batch.to(next(self.parameters()).device)
+        return pool(self.encoder(batch).float(), batch)
+
+    def pack(self, chunk: Sequence[RawSample]) -> Batch:
+        """Prepare and pack undecoded samples, nothing hidden. Raises InputError for one that cannot be used."""
         ready = []
         for raw in chunk:
             try:
@@ -167,8 +172,8 @@ def _image(image: str | Path | bytes, number: int) -> tuple[bytes, str]:
         raise InputError(f"{image}: cannot read the image ({error.strerror})") from None
 
 
-def _pool(encoded: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The CLS row and the mean of the other rows of each sample."""
+def pool(encoded: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the CLS row and the mean of the other rows of each sample, (S, dim) each. encoded: (E, dim)."""
     stream = batch.encoder
     first = stream.cu_seqlens[:-1].long()
     others = (stream.cu_seqlens.diff() - 1).clamp(min=1)
