@@ -43,6 +43,13 @@ def data() -> None:
 )
 @click.option("--samples-per-shard", type=click.IntRange(1), default=1000, show_default=True)
 @click.option("--vocabulary", type=int, default=2048, show_default=True, help="Word pieces to learn, at most.")
+@click.option(
+    "--label", default="", help="Write cls members: family (named in no caption), shape, colour, texture, ..."
+)
+@click.option("--shapes", default="", metavar="A,B,...", help="Draw these only.  [default: all]")
+@click.option("--backgrounds", default="", metavar="A,B,...", help="Draw these only.  [default: all]")
+@click.option("--vague", type=float, default=0.0, help="Share of captions that name neither shape nor colour.")
+@click.option("--shuffled-captions", is_flag=True, help="Give each image the caption of another, as a control.")
 @click.option("--processes", type=click.IntRange(1), help="Writers.  [default: one per core]")
 def synthesize(
     folder: str,
@@ -54,17 +61,27 @@ def synthesize(
     image_size: tuple[int, int],
     samples_per_shard: int,
     vocabulary: int,
+    label: str,
+    shapes: str,
+    backgrounds: str,
+    vague: float,
+    shuffled_captions: bool,
     processes: int | None,
 ) -> None:
     """Write shards of invented scenes with truthful captions, and a vocabulary, into FOLDER."""
     from m3ae_scale.data.synthesize import Synthesis, synthesize
 
     settings = Synthesis(
-        samples, image_only, text_only, validation, seed, image_size, samples_per_shard, vocabulary
+        samples, image_only, text_only, validation, seed, image_size, samples_per_shard, vocabulary,
+        label, _listed(shapes), _listed(backgrounds), vague, shuffled_captions,
     )  # fmt: skip
     with _bar("synthesize", settings.total) as advance:
         synthesize(folder, settings, processes, advance)
     click.echo(f"{settings.total} samples in {folder}, its vocabulary in {folder}/vocab.txt")
+
+
+def _listed(names: str) -> tuple[str, ...]:
+    return tuple(name for name in names.split(",") if name)
 
 
 @data.command()

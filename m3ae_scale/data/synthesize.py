@@ -1,6 +1,7 @@
 """Writes shards of invented scenes in img2dataset's layout: pairs, images alone and texts alone, and a vocabulary.
 
-    FOLDER/train/paired/00000.tar ...   000000000.jpg, .txt, .json of each sample; labels stand in the json
+    FOLDER/train/paired/00000.tar ...   000000000.jpg, .txt, .json of each sample; labels stand in the json,
+                                        one of them also in .cls, where that is asked for
     FOLDER/train/image, FOLDER/train/text, and the same three under FOLDER/validation
     FOLDER/vocab.txt                    word pieces learned from the captions and texts of FOLDER/train
     FOLDER/synthesis.json               the settings; a second call with others is refused
@@ -23,11 +24,12 @@ from PIL import Image
 
 from m3ae_scale.data.rng import stream
 from m3ae_scale.data.scenes.pixels import render
-from m3ae_scale.data.scenes.scene import draw_scene
+from m3ae_scale.data.scenes.scene import BACKGROUNDS, CLASSES, EVERYTHING, SHAPES, Palette, class_of, draw_scene
 from m3ae_scale.data.scenes.words import describe, tell
 from m3ae_scale.data.tokenizer import train_vocabulary
 from m3ae_scale.errors import InputError
 
+_LATER = ("label", "shapes", "backgrounds", "vague", "shuffled_captions")  # settings that came after the first folders
 VOCABULARY_SAMPLES = 20_000  # captions, and as many texts, that the vocabulary is learned from
 
 
@@ -43,6 +45,11 @@ class Synthesis:
     image_size: tuple[int, int] = (64, 96)  # shortest and longest side, pixels
     samples_per_shard: int = 1000
     vocabulary: int = 2048  # word pieces, at most
+    label: str = ""  # what the cls member holds, a key of scene.CLASSES; all things of a scene are then alike
+    shapes: tuple[str, ...] = ()  # that scenes are drawn from; (): all
+    backgrounds: tuple[str, ...] = ()  # that scenes are drawn from; (): all
+    vague: float = 0.0  # share of captions that name neither shape nor colour
+    shuffled_captions: bool = False  # each pair has the caption of the next one: true, but of another image
 
     def __post_init__(self) -> None:
         """Refuse what cannot be written."""
@@ -58,6 +65,16 @@ class Synthesis:
             raise InputError(f"samples per shard: found {self.samples_per_shard}, expected 1 to 10000")
         if self.vocabulary < 100:
             raise InputError(f"vocabulary: found {self.vocabulary}, expected 100 word pieces or more")
+        if self.label not in ("", *CLASSES):
+            raise InputError(f"label: found {self.label!r}, expected one of {', '.join(CLASSES)}")
+        for name, found, known in (("shapes", self.shapes, SHAPES), ("backgrounds", self.backgrounds, BACKGROUNDS)):
+            strange = next((one for one in found if one not in known), None)
+            if strange is not None:
+                raise InputError(f"{name}: found {strange!r}, expected some of {', '.join(known)}")
+        if len(self.shapes) == 1 and not self.label:
+            raise InputError("shapes: found one, expected two or more: some scenes hold two unlike things")
+        if not 0 <= self.vague <= 1:
+            raise InputError(f"vague: found {self.vague}, expected a share from 0 to 1")
 
     @property
     def parts(self) -> dict[tuple[str, str], int]:
@@ -65,6 +82,12 @@ class Synthesis:
         train = {"paired": self.samples, "image": self.image_only, "text": self.text_only}
         held_out = {kind: self.validation * count // max(train.values()) for kind, count in train.items()}
         return {("train", k): n for k, n in train.items()} | {("validation", k): n for k, n in held_out.items()}
+
+    @property
+    def palette(self) -> Palette:
+        """What scenes are drawn from."""
+        backgrounds = self.backgrounds or EVERYTHING.backgrounds
+        return Palette(self.shapes or SHAPES, backgrounds, one_kind=self.label != "")
 
     @property
     def total(self) -> int:
@@ -124,6 +147,9 @@ def _claim(folder: Path, settings: Synthesis) -> None:
     """Note the settings in `folder`, or compare them with those of an earlier call."""
     path = folder / "synthesis.json"
     wanted = json.loads(json.dumps(asdict(settings)))
+    for name in _LATER:  # so that a folder from before there was such a setting is still known
+        if wanted[name] == json.loads(json.dumps(getattr(Synthesis, name))):
+            del wanted[name]
     try:
         for split, kind in (part for part, count in settings.parts.items() if count):
             (folder / split / kind).mkdir(parents=True, exist_ok=True)
@@ -134,10 +160,10 @@ def _claim(folder: Path, settings: Synthesis) -> None:
         raise InputError(f"{folder}: cannot write there ({error.strerror}); choose another folder") from None
     except ValueError:
         found = {}
-    for name, value in wanted.items():
-        if found.get(name) != value:
+    for name in {**wanted, **found}:
+        if found.get(name) != wanted.get(name):
             raise InputError(
-                f"{path}: found {name} {found.get(name)}, expected {value}; the folder holds other samples: "
+                f"{path}: found {name} {found.get(name)}, expected {wanted.get(name)}; the folder holds other samples: "
                 "choose another, or delete it"
             )
 
@@ -171,25 +197,30 @@ def _members(shard: _Shard, key: str, number: int) -> dict[str, bytes]:
     rng = stream(shard.settings.seed, shard.split, shard.kind, number, "pixels")
     shortest, longest = shard.settings.image_size
     width, height = (shortest + int(rng.random() * (longest - shortest + 1)) for _ in range(2))
-    scene = draw_scene(stream(shard.settings.seed, shard.split, shard.kind, number, "scene"))
+    scene = draw_scene(stream(shard.settings.seed, shard.split, shard.kind, number, "scene"), shard.settings.palette)
     jpeg = io.BytesIO()
     quality = 85 + int(rng.random() * 11)
     Image.fromarray(render(scene, width, height, rng)).save(jpeg, "JPEG", quality=quality)
     meta: dict[str, Any] = {"key": key, "status": "success", "width": width, "height": height, **scene.labels()}
+    label = shard.settings.label
+    labelled = {"cls": str(CLASSES[label].index(class_of(scene, label))).encode()} if label else {}
     if shard.kind == "image":
-        return {"jpg": jpeg.getvalue(), "json": json.dumps(meta).encode()}
-    caption = _caption(shard.settings, shard.split, number)
+        return {"jpg": jpeg.getvalue(), "json": json.dumps(meta).encode(), **labelled}
+    told = number
+    if shard.settings.shuffled_captions:
+        told = (number + 1) % shard.settings.parts[shard.split, "paired"]
+    caption = _caption(shard.settings, shard.split, told)
     meta = {"caption": caption, **meta}
-    return {"jpg": jpeg.getvalue(), "txt": caption.encode(), "json": json.dumps(meta).encode()}
+    return {"jpg": jpeg.getvalue(), "txt": caption.encode(), "json": json.dumps(meta).encode(), **labelled}
 
 
 def _caption(settings: Synthesis, split: str, number: int) -> str:
-    scene = draw_scene(stream(settings.seed, split, "paired", number, "scene"))
-    return describe(scene, stream(settings.seed, split, "paired", number, "words"))
+    scene = draw_scene(stream(settings.seed, split, "paired", number, "scene"), settings.palette)
+    return describe(scene, stream(settings.seed, split, "paired", number, "words"), settings.vague)
 
 
 def _text(settings: Synthesis, split: str, number: int) -> str:
-    return tell(stream(settings.seed, split, "text", number, "words"))
+    return tell(stream(settings.seed, split, "text", number, "words"), settings.palette, settings.vague)
 
 
 def _told(settings: Synthesis) -> Iterator[str]:

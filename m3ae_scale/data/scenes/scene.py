@@ -33,6 +33,17 @@ PLACES = {
     for row, y in (("top", 0.27), ("", 0.5), ("bottom", 0.73))
     for column, x in (("left", 0.27), ("", 0.5), ("right", 0.73))
 }
+# What a scene is labelled with where classes are wanted that no caption names: a family of shapes in a tone of colours.
+FAMILIES = {
+    "round": ("circle", "ring", "heart", "crescent"),
+    "straight": ("square", "triangle", "diamond", "hexagon"),
+    "armed": ("star", "cross"),
+}
+TONES = {
+    "warm": ("red", "orange", "yellow", "pink", "brown"),
+    "cool": ("green", "turquoise", "blue", "purple"),
+    "neutral": ("black", "grey", "white"),
+}
 RELATIONS = ("left of", "right of", "above", "below")
 ARRANGEMENTS = ("row", "column", "scattered")
 
@@ -85,28 +96,60 @@ class Scene:
         }
 
 
-def draw_scene(rng: np.random.Generator) -> Scene:
+@dataclass(frozen=True)
+class Palette:
+    """What scenes are drawn from."""
+
+    shapes: tuple[str, ...] = SHAPES
+    backgrounds: tuple[str, ...] = tuple(BACKGROUNDS)
+    one_kind: bool = False  # only scenes whose things are all alike: then the scene has one class
+
+
+EVERYTHING = Palette()
+# label -> its classes, in the order of their numbers
+CLASSES = {
+    "family": tuple(f"{family} {tone}" for family in FAMILIES for tone in TONES),
+    "shape": SHAPES,
+    "colour": COLOURS,
+    "texture": TEXTURES,
+    "background": tuple(BACKGROUNDS),
+}
+
+
+def class_of(scene: Scene, label: str) -> str:
+    """Return the class of `scene` under the `label`, a key of CLASSES; of two groups the first one counts."""
+    first = scene.groups[0]
+    if label == "family":
+        family = next(name for name, shapes in FAMILIES.items() if first.shape in shapes)
+        return f"{family} {next(name for name, colours in TONES.items() if first.colour in colours)}"
+    return str(scene.background if label == "background" else getattr(first, label))
+
+
+def draw_scene(rng: np.random.Generator, palette: Palette = EVERYTHING) -> Scene:
     """Draw a scene: a lone thing, two to four that are alike, two unlike, or a few alike and another."""
-    background = pick(rng, tuple(BACKGROUNDS))
-    layout = pick(rng, ("lone", "lone", "alike", "alike", "two", "two", "several and one"))
+    shapes, background = palette.shapes, pick(rng, palette.backgrounds)
+    layouts = ("lone", "alike") if palette.one_kind else ("lone", "lone", "alike", "alike", "two", "two", "several")
+    layout = pick(rng, layouts)
     if layout == "lone":
         place = pick(rng, tuple(PLACES))
-        group = _group(rng, background, pick(rng, tuple(RADII)), [_near(rng, *PLACES[place])])
+        group = _group(rng, background, shapes, pick(rng, tuple(RADII)), [_near(rng, *PLACES[place])])
         return Scene(background, (group,), place=place)
     if layout == "alike":
-        return Scene(background, (_alike(rng, background),))
+        return Scene(background, (_alike(rng, background, shapes),))
     relation = pick(rng, RELATIONS) if layout == "two" else pick(rng, ("above", "below"))
     here, there = _apart(rng, relation)
     if layout == "two":
-        first = _group(rng, background, pick(rng, tuple(RADII)), [here])
+        first = _group(rng, background, shapes, pick(rng, tuple(RADII)), [here])
     else:
         count = 2 + int(rng.random() * 2)
-        first = _group(rng, background, "small", [((i + 1) / (count + 1), here[1]) for i in range(count)], "row")
-    second = _group(rng, background, pick(rng, ("small", "medium")), [there], other=first)
+        first = _group(
+            rng, background, shapes, "small", [((i + 1) / (count + 1), here[1]) for i in range(count)], "row"
+        )
+    second = _group(rng, background, shapes, pick(rng, ("small", "medium")), [there], other=first)
     return Scene(background, (first, second), relation=relation)
 
 
-def _alike(rng: np.random.Generator, background: str) -> Group:
+def _alike(rng: np.random.Generator, background: str, shapes: tuple[str, ...]) -> Group:
     """Two to four like things in a row, in a column, or scattered over the four quarters."""
     count = 2 + int(rng.random() * 3)
     arrangement = pick(rng, ARRANGEMENTS)
@@ -117,11 +160,13 @@ def _alike(rng: np.random.Generator, background: str) -> Group:
         turns = int(rng.random() * 4)
         for _ in range(turns):
             centres = [(1 - y, x) for x, y in centres]
-        return _group(rng, background, pick(rng, ("small", "medium")), centres, arrangement)
+        return _group(rng, background, shapes, pick(rng, ("small", "medium")), centres, arrangement)
     across = 0.35 + 0.3 * float(rng.random())
     steps = [(i + 0.5) / count if count > 2 else (0.27, 0.73)[i] for i in range(count)]
     centres = [(step, across) if arrangement == "row" else (across, step) for step in steps]
-    return _group(rng, background, "small" if count == 4 else pick(rng, ("small", "medium")), centres, arrangement)
+    return _group(
+        rng, background, shapes, "small" if count == 4 else pick(rng, ("small", "medium")), centres, arrangement
+    )
 
 
 def _apart(rng: np.random.Generator, relation: str) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -135,6 +180,7 @@ def _apart(rng: np.random.Generator, relation: str) -> tuple[tuple[float, float]
 def _group(
     rng: np.random.Generator,
     background: str,
+    shapes: tuple[str, ...],
     size: str,
     centres: list[tuple[float, float]],
     arrangement: str | None = None,
@@ -144,7 +190,7 @@ def _group(
     low, high = RADII[size]
     radius = low + (high - low) * float(rng.random())
     return Group(
-        shape=pick(rng, [s for s in SHAPES if other is None or s != other.shape]),
+        shape=pick(rng, [s for s in shapes if other is None or s != other.shape]),
         colour=pick(rng, colours),
         texture=pick(rng, ("plain", *TEXTURES)),
         size=size,

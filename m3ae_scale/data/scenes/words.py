@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from m3ae_scale.data.scenes.scene import Group, Scene, draw_scene, pick
+from m3ae_scale.data.scenes.scene import EVERYTHING, Group, Palette, Scene, draw_scene, pick
 
 NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
 PLURALS = {"cross": "crosses"}
+VAGUE = ("thing", "object", "figure")
 PATTERNS = {"striped": "stripes", "dotted": "dots", "checkered": "checks"}
 ARRANGED = {
     "row": ("in a row", "side by side", "next to each other"),
@@ -49,15 +50,18 @@ CONNECTIONS = ("", "", "", "then", "next", "after that", "on the next page", "in
 LENGTHS = (1, 1, 2, 2, 3, 3, 4, 6, 9, 13, 18)
 
 
-def describe(scene: Scene, rng: np.random.Generator) -> str:
-    """Return one true sentence about `scene`, of about 8 to 20 words, in lower case without a full stop."""
+def describe(scene: Scene, rng: np.random.Generator, vague: float = 0.0) -> str:
+    """Return one true sentence about `scene`, of about 8 to 20 words, in lower case without a full stop.
+
+    vague: chance that a group is told as "things", without its shape and colour.
+    """
     behind = pick(rng, BEHIND[scene.background])
     if len(scene.groups) == 1:
         group = scene.groups[0]
         where = _place(scene.place, rng) if group.arrangement is None else pick(rng, ARRANGED[group.arrangement])
-        what = f"{_things(group, rng)} {where}"
+        what = f"{_things(group, rng, vague)} {where}"
     else:
-        what = _related(scene, rng)
+        what = _related(scene, rng, vague)
     opening = pick(rng, OPENINGS)
     if opening == "there is" and len(scene.groups[0].spots) > 1:
         opening = "there are"
@@ -69,31 +73,34 @@ def describe(scene: Scene, rng: np.random.Generator) -> str:
     )
 
 
-def tell(rng: np.random.Generator) -> str:
+def tell(rng: np.random.Generator, palette: Palette = EVERYTHING, vague: float = 0.0) -> str:
     """Return a text without a picture: one to eighteen sentences, each about a scene of its own."""
     sentences = []
     for i in range(pick(rng, LENGTHS)):
-        sentence = describe(draw_scene(rng), rng)
+        sentence = describe(draw_scene(rng, palette), rng, vague)
         connection = pick(rng, CONNECTIONS) if i else ""
         sentence = f"{connection}, {sentence}" if connection else sentence
         sentences.append(f"{sentence[0].upper()}{sentence[1:]}.")
     return " ".join(sentences)
 
 
-def _related(scene: Scene, rng: np.random.Generator) -> str:
+def _related(scene: Scene, rng: np.random.Generator, vague: float) -> str:
     """Both groups, told from the one or the other."""
     first, second = scene.groups
     relation = scene.relation or ""
     if rng.random() < 0.5 and len(first.spots) == 1:
         first, second, relation = second, first, OPPOSITE[relation]
     row = f" {pick(rng, ARRANGED['row'])}" if first.arrangement == "row" and rng.random() < 0.5 else ""
-    return f"{_things(first, rng)}{row} {pick(rng, RELATED[relation])} {_things(second, rng)}"
+    return f"{_things(first, rng, vague)}{row} {pick(rng, RELATED[relation])} {_things(second, rng, vague)}"
 
 
-def _things(group: Group, rng: np.random.Generator) -> str:
+def _things(group: Group, rng: np.random.Generator, vague: float) -> str:
     """A group as a noun phrase: "two small striped red stars", "a blue ring with dots"."""
     count = len(group.spots)
-    noun = group.shape if count == 1 else PLURALS.get(group.shape, group.shape + "s")
+    noun, colour = group.shape, group.colour
+    if vague and rng.random() < vague:
+        noun, colour = pick(rng, VAGUE), ""
+    noun = noun if count == 1 else PLURALS.get(noun, noun + "s")
     size = "" if group.size == "medium" else group.size
     before, after = "", ""
     if group.texture == "plain":
@@ -102,7 +109,7 @@ def _things(group: Group, rng: np.random.Generator) -> str:
         before = group.texture
     else:
         after = f"with {PATTERNS[group.texture]}"
-    words = [word for word in (size, before, group.colour, noun, after) if word]
+    words = [word for word in (size, before, colour, noun, after) if word]
     article = "an" if words[0][0] in "aeiou" else "a"
     return " ".join([article if count == 1 else NUMBERS[count], *words])
 
