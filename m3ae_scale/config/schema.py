@@ -246,6 +246,7 @@ class KernelConfig(Section):
     attention: str = "auto"
     layer_norm: str = "auto"
     adam: str = "auto"
+    text_loss: str = "auto"
 
 
 class TrackingConfig(Section):
@@ -253,6 +254,18 @@ class TrackingConfig(Section):
 
     uri: str | None = None  # None: a SQLite store beside the run folders
     experiment: str = "m3ae_scale"
+
+
+class GuardConfig(Section):
+    """What becomes of a step that would harm the run, and of one that does not end."""
+
+    # skip: pass over the step's samples; rollback: go back to the last checkpoint, and pass over them from there
+    policy: Literal["skip", "rollback", "stop"] = "skip"
+    spread: Annotated[float, Field(ge=0)] = 10.0  # so many spreads above the median a loss is a spike; 0: no loss is
+    window: Positive = 100  # steps that median and spread are taken of
+    margin: Annotated[int, Field(ge=0)] = 0  # steps on each side of the bad one that a rollback passes over too
+    limit: Positive = 5  # steps not applied within `window`; at one more the run stops
+    hang_after: Annotated[float, Field(gt=0)] = 900.0  # seconds without progress after which a rank counts as hung
 
 
 class RunConfig(Section):
@@ -284,6 +297,7 @@ class Experiment(Section):
     engine: EngineConfig
     kernels: KernelConfig = KernelConfig()
     tracking: TrackingConfig = TrackingConfig()
+    guard: GuardConfig = GuardConfig()
     run: RunConfig = RunConfig()
 
     @field_validator("parallel")

@@ -51,7 +51,7 @@ def build(experiment: Experiment, vocabulary: int, groups: Groups, deepspeed_con
     stage = zero.get("stage", 0)
     dtype = torch.bfloat16 if deepspeed_config.get("bf16", {}).get("enabled") else torch.float32
     offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
-    kernels = choose(experiment.kernels, groups.device.type, dtype, offloaded)
+    kernels = choose(experiment.kernels, groups.device.type, dtype, offloaded, groups.tensor is not None)
     mpu = _mpu(groups)
     clear_stale_locks()
     deepspeed.init_distributed(dist_init_required=False)  # adopts the groups that torch already has

@@ -6,7 +6,7 @@ import torch
 
 from m3ae_scale.config import KernelConfig
 from m3ae_scale.errors import InputError
-from m3ae_scale.kernels import adam, attention, layer_norm
+from m3ae_scale.kernels import adam, attention, layer_norm, linear_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,7 @@ class Kernels:
     attention_name: str
     layer_norm_name: str
     adam_name: str
+    text_loss_name: str
 
     @property
     def attention(self) -> attention.AttentionFn:
@@ -27,20 +28,34 @@ class Kernels:
         """The maker of LayerNorm modules."""
         return layer_norm.BACKENDS[self.layer_norm_name]
 
+    @property
+    def text_loss(self) -> linear_cross_entropy.LinearCrossEntropy:
+        """The text head's last layer with its cross-entropy."""
+        return linear_cross_entropy.BACKENDS[self.text_loss_name]
+
     def __str__(self) -> str:
-        return f"attention {self.attention_name}, layer_norm {self.layer_norm_name}, adam {self.adam_name}"
+        names = f"attention {self.attention_name}, layer_norm {self.layer_norm_name}, text_loss {self.text_loss_name}"
+        return f"{names}, adam {self.adam_name}"
 
 
-def choose(config: KernelConfig, device: str, dtype: torch.dtype, offloaded: bool = False) -> Kernels:
+def choose(
+    config: KernelConfig, device: str, dtype: torch.dtype, offloaded: bool = False, split: bool = False
+) -> Kernels:
     """Resolve `auto` to the fastest available backend, and check explicit names.
 
-    device: "cuda" or "cpu"; offloaded: optimizer states live on the host.
+    device: "cuda" or "cpu"; offloaded: optimizer states live on the host; split: the model is tensor-parallel.
     Raises InputError when a named backend is unknown or cannot run here.
     """
     return Kernels(
         _pick("attention", config.attention, attention.available(device, dtype), list(attention.BACKENDS)),
         _pick("layer_norm", config.layer_norm, layer_norm.available(device), list(layer_norm.BACKENDS)),
         _pick("adam", config.adam, adam.available(device, offloaded), list(adam.BACKENDS)),
+        _pick(
+            "text_loss",
+            config.text_loss,
+            linear_cross_entropy.available(device, split),
+            list(linear_cross_entropy.BACKENDS),
+        ),
     )
 
 

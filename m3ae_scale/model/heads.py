@@ -65,11 +65,11 @@ class TextHead(nn.Module):
         dim = config.decoder.dim
         self.layers = layers
         self.hidden = Hidden(dim, config.output_head_depth, kernels)
-        self.output = layers.vocabulary_head(dim, vocabulary)
+        self.output = layers.vocabulary_head(dim, vocabulary, kernels.text_loss)
 
     def forward(self, x: Tensor, target: Tensor) -> TextScore:
         """Score each word. x: (K, dim); target: (K,) int64."""
-        return TextScore(*self.layers.cross_entropy(self.output(self.hidden(x)), target))
+        return TextScore(*self.output(self.hidden(x), target))
 
     def predict(self, x: Tensor) -> Tensor:
         """Predict words. x: (K, dim) -> logits (K, vocabulary)."""

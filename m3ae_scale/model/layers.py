@@ -6,12 +6,13 @@ reference.
 
 from typing import Protocol
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from m3ae_scale.kernels.linear_cross_entropy import LinearCrossEntropy
 
 
 class Layers(Protocol):
-    """Makes the layers whose weights tensor parallelism splits, and scores logits split over the vocabulary."""
+    """Makes the layers whose weights tensor parallelism splits."""
 
     def column(self, inputs: int, outputs: int, blocks: int = 1) -> nn.Module:
         """Make a linear layer whose outputs are split; `blocks` equal parts of the outputs are split each (q, k, v)."""
@@ -22,17 +23,32 @@ class Layers(Protocol):
     def vocabulary_embedding(self, words: int, dim: int) -> nn.Module:
         """Make a table of word embeddings: (n,) -> (n, dim)."""
 
-    def vocabulary_head(self, dim: int, words: int) -> nn.Module:
-        """Make the linear layer from features to (this rank's part of) the vocabulary's logits."""
+    def vocabulary_head(self, dim: int, words: int, score: LinearCrossEntropy) -> nn.Module:
+        """Make the layer from features to words.
 
-    def cross_entropy(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Score `logits` of `vocabulary_head`: loss (K,) float32, and predicted word ids (K,)."""
+        Called with x (K, dim) it gives (this rank's part of) the logits; with targets (K,) too, what `score` gives:
+        loss (K,) float32 and predicted word ids (K,), without ever holding all logits.
+        """
 
     def whole_logits(self, logits: Tensor) -> Tensor:
         """Return the logits of the whole vocabulary, without a gradient: (K, words)."""
 
     def first_channel(self, width: int) -> int:
         """Where this rank's part begins in a split of `width` channels; keeps dropout the same at any split."""
+
+
+class _VocabularyHead(nn.Linear):
+    """A linear layer that can score its logits itself: ZeRO-3 gathers a weight only while its own module runs."""
+
+    def __init__(self, dim: int, words: int, score: LinearCrossEntropy):
+        super().__init__(dim, words)
+        self.score = score
+
+    def forward(self, x: Tensor, target: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]
+        """See Layers.vocabulary_head."""
+        if target is None:
+            return super().forward(x)
+        return self.score(x, self.weight, self.bias, target, None)
 
 
 class PlainLayers:
@@ -50,13 +66,9 @@ class PlainLayers:
         """See Layers."""
         return nn.Embedding(words, dim)
 
-    def vocabulary_head(self, dim: int, words: int) -> nn.Module:
+    def vocabulary_head(self, dim: int, words: int, score: LinearCrossEntropy) -> nn.Module:
         """See Layers."""
-        return nn.Linear(dim, words)
-
-    def cross_entropy(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """See Layers."""
-        return F.cross_entropy(logits.float(), targets, reduction="none"), logits.argmax(-1)
+        return _VocabularyHead(dim, words, score)
 
     def whole_logits(self, logits: Tensor) -> Tensor:
         """See Layers."""

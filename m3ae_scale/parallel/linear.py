@@ -13,10 +13,10 @@ from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     RowParallelLinear,
     VocabParallelEmbedding,
-    vocab_parallel_cross_entropy,
 )
 from torch import Tensor, nn
 
+from m3ae_scale.kernels.linear_cross_entropy import LinearCrossEntropy, Part
 from m3ae_scale.parallel.shard import Shard, mark
 
 
@@ -32,6 +32,19 @@ class _Row(RowParallelLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x)[0]
+
+
+class _VocabularyHead(_Column):
+    """A column-parallel layer that can score its logits itself; see Layers.vocabulary_head."""
+
+    def __init__(self, *args: Any, score: LinearCrossEntropy, part: Part, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.score, self.part = score, part
+
+    def forward(self, x: Tensor, target: Tensor | None = None) -> Any:
+        if target is None:
+            return super().forward(x)
+        return self.score(x, self.weight, self.bias, target, self.part)
 
 
 def _initialised_elsewhere(weight: Tensor) -> None:
@@ -70,21 +83,15 @@ class TensorParallelLayers:
         mark(layer.weight, Shard(0, words))
         return layer
 
-    def vocabulary_head(self, dim: int, words: int) -> nn.Module:
+    def vocabulary_head(self, dim: int, words: int, score: LinearCrossEntropy) -> nn.Module:
         """See Layers."""
         self._vocabulary = words
-        layer = _Column(dim, self._padded(words), **self._common)
+        padded = self._padded(words)
+        part = Part(self.group, self.rank * (padded // self.size), words)
+        layer = _VocabularyHead(dim, padded, score=score, part=part, **self._common)
         mark(layer.weight, Shard(0, words))
         mark(layer.bias, Shard(0, words))
         return layer
-
-    def cross_entropy(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """See Layers."""
-        logits = self._without_padding(logits.float())
-        with torch.no_grad():
-            predicted = self._argmax(logits)
-        # Megatron's kernel overwrites its input, which is why it gets a copy of its own.
-        return vocab_parallel_cross_entropy(logits.clone(), targets), predicted
 
     def whole_logits(self, logits: Tensor) -> Tensor:
         """See Layers."""
@@ -99,20 +106,3 @@ class TensorParallelLayers:
 
     def _padded(self, words: int) -> int:
         return -(-words // self.size) * self.size
-
-    def _without_padding(self, logits: Tensor) -> Tensor:
-        # The rows that pad the vocabulary to a multiple of the group must not enter the softmax.
-        real = self._vocabulary - self.rank * logits.shape[1]
-        if real >= logits.shape[1]:
-            return logits
-        padding = torch.arange(logits.shape[1], device=logits.device) >= real
-        return logits.masked_fill(padding, torch.finfo(logits.dtype).min)
-
-    def _argmax(self, logits: Tensor) -> Tensor:
-        value, index = logits.max(-1)
-        best = value.clone()
-        dist.all_reduce(best, op=dist.ReduceOp.MAX, group=self.group)
-        # The lowest word id among equals, as argmax on one device.
-        word = torch.where(value == best, index + self.rank * logits.shape[1], self._padded(self._vocabulary))
-        dist.all_reduce(word, op=dist.ReduceOp.MIN, group=self.group)
-        return word

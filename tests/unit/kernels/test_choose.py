@@ -8,7 +8,7 @@ from m3ae_scale.kernels.choose import choose
 
 def test_auto_names_what_it_chose() -> None:
     kernels = choose(KernelConfig(), "cpu", torch.float32)
-    assert str(kernels) == "attention padded, layer_norm torch, adam torch"
+    assert str(kernels) == "attention padded, layer_norm torch, text_loss chunked, adam torch"
 
 
 def test_an_offloaded_optimizer_runs_on_the_host() -> None:
@@ -22,6 +22,7 @@ def test_an_offloaded_optimizer_runs_on_the_host() -> None:
         (KernelConfig(attention="flsh"), "kernels.attention: 'flsh' is unknown"),
         (KernelConfig(adam="deepspeed_cpu"), "kernels.adam: 'deepspeed_cpu' cannot run here"),
         (KernelConfig(layer_norm="apex"), "kernels.layer_norm: 'apex' cannot run here"),
+        (KernelConfig(text_loss="liger"), "kernels.text_loss: 'liger' cannot run here"),
     ],
 )
 def test_an_explicit_choice_never_degrades(config: KernelConfig, said: str) -> None:
