@@ -49,20 +49,7 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> tup
     Raises InputError for a missing file, broken YAML, an unknown key or a value out of range.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        why = error.strerror
-        raise InputError(f"{path}: cannot read the experiment ({why}); give the path of a YAML file") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: is no text; give the path of a YAML file") from None
-    try:
-        document = yaml.compose(text, _Loader)
-        values = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}{_yaml_mistake(error)}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: found {_kind(values)}, expected sections such as model and data")
+    values, document = read_yaml(path, "the experiment", "sections such as model and data")
     origins = {key: f"{path.name}:{line}" for key, line in _lines(document)}
     for override in overrides or []:
         key = _apply(values, override)
@@ -72,6 +59,27 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> tup
         return Experiment.model_validate(values), origins
     except ValidationError as error:
         raise InputError(_explain(error, path, origins)) from None
+
+
+def read_yaml(path: Path, what: str, expected: str) -> tuple[dict[str, Any], yaml.Node | None]:
+    """Read a YAML file that is `what`; returns its values and where they stand.
+
+    Raises InputError for a missing file, broken YAML, or no mapping: `expected` says what should be in it.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot read {what} ({error.strerror}); give the path of a YAML file") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is no text; give the path of a YAML file") from None
+    try:
+        document = yaml.compose(text, _Loader)
+        values = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}{_yaml_mistake(error)}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: found {_kind(values)}, expected {expected}")
+    return values, document
 
 
 def save_experiment(experiment: Experiment, path: str | Path) -> None:
