@@ -81,7 +81,7 @@ def _peak_memory() -> dict[str, Any]:
 
 
 def count_flops(experiment: Experiment, vocabulary: int) -> tuple[float, int]:
-    """Count the model FLOPs of training on a sample, over the first batches of the data; and the samples of an epoch."""
+    """Count the model FLOPs of training on one sample, over the first batches, and the samples of an epoch."""
     batch = min(experiment.batch.global_, _COUNTED_BATCH)
     alone = experiment.model_copy(
         update={
