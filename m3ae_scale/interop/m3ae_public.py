@@ -65,3 +65,16 @@ def from_flax(
                 value = value.T
             found[name] = np.ascontiguousarray(value.reshape(-1) if value.shape[:2] == (1, 1) else value)
     return found
+
+
+def to_flax(values: Mapping[str, NDArray[np.float32]], head_depth: int = 0) -> dict[str, NDArray[np.float32]]:
+    """Translate our parameters into Flax path -> value: the other way from `from_flax`."""
+    arrays = {}
+    for name, value in values.items():
+        path = flax_path(name, head_depth)
+        if path.endswith("/kernel"):
+            value = value.T
+        elif "/" not in path:  # CLS, mask and type embeddings
+            value = value.reshape(1, 1, -1)
+        arrays[path] = np.ascontiguousarray(value)
+    return arrays
