@@ -247,6 +247,8 @@ class KernelConfig(Section):
     layer_norm: str = "auto"
     adam: str = "auto"
     text_loss: str = "auto"
+    # blocks: torch.compile of the transformer blocks, shapes left open so that batches of other sizes do not recompile
+    compile: Literal["none", "blocks"] = "none"
 
 
 class TrackingConfig(Section):
@@ -277,6 +279,7 @@ class RunConfig(Section):
     validation_batches: Positive = 8  # global batches of each validation
     pictures_every: Annotated[int, Field(ge=0)] = 1000
     checkpoint_every: Annotated[int, Field(ge=0)] = 1000
+    save_in_background: bool = False  # train on while it is written, for 12 bytes of host memory a parameter
     keep_checkpoints: Positive = 3  # the newest so many, and always the one with the lowest validation loss
     keep_every: Annotated[int, Field(ge=0)] = 0  # and the checkpoint of every so many steps, for good
 

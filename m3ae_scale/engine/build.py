@@ -3,9 +3,10 @@
 1. choose kernels      by device and precision; explicit choices are checked
 2. construct           under zero.Init at ZeRO-3, so that no rank ever holds the whole model
 3. draw values         by parameter name, before anything copies them into fp32 masters
-4. recompute           before the engine hooks modules, so that its hooks stay outside
-5. group parameters    decayed or not
-6. deepspeed.initialize
+4. compile             the blocks, if wanted
+5. recompute           around what was compiled; both before the engine hooks modules, so that its hooks stay outside
+6. group parameters    decayed or not
+7. deepspeed.initialize
 """
 
 import contextlib
@@ -21,6 +22,7 @@ from deepspeed.utils import logger as deepspeed_logger
 from torch import nn
 
 from m3ae_scale.config import Experiment
+from m3ae_scale.engine.compile import apply_compile, without_patched_linear
 from m3ae_scale.engine.operations import clear_stale_locks
 from m3ae_scale.engine.recompute import apply_recompute
 from m3ae_scale.kernels.adam import build_adam
@@ -53,12 +55,15 @@ def build(experiment: Experiment, vocabulary: int, groups: Groups, deepspeed_con
     offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
     kernels = choose(experiment.kernels, groups.device.type, dtype, offloaded, groups.tensor is not None)
     mpu = _mpu(groups)
+    if experiment.kernels.compile != "none" and stage == 3:
+        deepspeed_config = without_patched_linear(deepspeed_config)
     clear_stale_locks()
     deepspeed.init_distributed(dist_init_required=False)  # adopts the groups that torch already has
 
     with _construction(stage, deepspeed_config, mpu):
         model = build_model(experiment, vocabulary, layers_of(groups), kernels)
     draw_values(model, experiment.seed, groups)
+    apply_compile(model, experiment.kernels.compile, stage)
     recomputed = apply_recompute(model, experiment.engine.recompute)
     parameters = count_parameters(model)
     decayed = parameter_groups(model, experiment.optimizer.weight_decay)
