@@ -222,6 +222,8 @@ class TrainConfig(Section):
     length: Span
     warmup: Span = Span(count=0, unit="steps")
     final_lr: Annotated[float, Field(ge=0)] = 0.0  # end of the cosine, in the units of optimizer.lr
+    # weights to begin with: a run folder, a checkpoint, an exported file, a model.pkl of m3ae_public, a .pth of MAE
+    init_from: str | None = None
 
 
 class ParallelConfig(Section):

@@ -4,13 +4,32 @@ At ZeRO stage 0 DeepSpeed reports no gradient norm, and its bf16 path counts the
 parallelism; so there the engine is told not to clip, and the clipping is done here.
 """
 
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
 import torch
 import torch.distributed as dist
+from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor
 
 from m3ae_scale.engine.build import Built
 from m3ae_scale.parallel.groups import Groups
 from m3ae_scale.parallel.shard import shard_of
+
+# Where DeepSpeed's optimizers take the norm from that they test: ZeRO 1 and 2, ZeRO 3, bf16 without ZeRO.
+_NORM_OF = {
+    "DeepSpeedZeroOptimizer": "scaled_global_norm",
+    "DeepSpeedZeroOptimizer_Stage3": "_get_norm_groups",
+    "BF16_Optimizer": "get_grads_for_norm",
+}
+
+
+class Stepped(NamedTuple):
+    """What became of an optimizer step."""
+
+    applied: bool
+    norm: Tensor | float | None  # global gradient norm before clipping; None where the step was not applied
 
 
 def set_lr(built: Built, lr: float) -> None:
@@ -19,19 +38,57 @@ def set_lr(built: Built, lr: float) -> None:
         group["lr"] = lr
 
 
-def step(built: Built, groups: Groups) -> Tensor | float | None:
-    """Let the engine take its (micro-)step; returns the global gradient norm before clipping, None between steps."""
+def step(built: Built, groups: Groups, wanted: bool = True) -> Stepped:
+    """Take the optimizer step of an accumulated gradient, unless it is not `wanted` or the gradient is not finite.
+
+    A step that is not taken leaves weights, moments and step counts as they are, and drops the gradient. All ranks
+    must want the same. Between the micro-batches of a step it only counts.
+    """
     engine = built.engine
     if not engine.is_gradient_accumulation_boundary():
         engine.step()
-        return None
-    if engine.zero_optimization_stage() > 0:
+        return Stepped(False, None)
+    norm: Tensor | float | None = None
+    if engine.zero_optimization_stage() == 0:
+        norm = clip_gradients(engine.module, built.clipping, groups)
+        wanted = wanted and _all_finite(norm, groups)
+    with contextlib.nullcontext() if wanted else _refused(engine.optimizer):
         engine.step()
-        norm: Tensor | float | None = engine.get_global_grad_norm()
-        return norm
-    norm = clip_gradients(engine.module, built.clipping, groups)
-    engine.step()
-    return norm
+    if not (wanted and engine.was_step_applied()):
+        return Stepped(False, None)
+    return Stepped(True, engine.get_global_grad_norm() if norm is None else norm)
+
+
+@contextlib.contextmanager
+def _refused(optimizer: Any) -> Iterator[None]:
+    """Make the engine drop a step by the way it has for gradients that are not finite, which clears its buffers too."""
+    name = _NORM_OF.get(type(optimizer).__name__, "step")
+    original = getattr(optimizer, name)
+
+    def not_finite(*arguments: Any, **keywords: Any) -> Any:
+        if name == "step":  # a plain optimizer, whose gradients the engine clears after the step
+            return None
+        if name == "get_grads_for_norm":
+            return [torch.full((1,), torch.inf, device=optimizer.fp32_groups_flat_partition[0].device)], {}
+        norms = original(*arguments, **keywords)
+        return [torch.full_like(n, torch.inf) for n in norms] if isinstance(norms, list) else torch.inf
+
+    setattr(optimizer, name, not_finite)
+    level = deepspeed_logger.level
+    deepspeed_logger.setLevel("ERROR")  # it would say that gradients are not finite
+    try:
+        yield
+    finally:
+        deepspeed_logger.setLevel(level)
+        delattr(optimizer, name)  # of the instance: the class has its own
+
+
+def _all_finite(norm: Tensor, groups: Groups) -> bool:
+    """Agree on whether every rank's gradient is finite: what tensor-parallel ranks hold alike may still differ."""
+    broken = (~norm.isfinite()).to(torch.int32)
+    if groups.topology.world > 1:
+        dist.all_reduce(broken, op=dist.ReduceOp.MAX)
+    return not bool(broken)
 
 
 def clip_gradients(model: torch.nn.Module, limit: float, groups: Groups) -> Tensor:

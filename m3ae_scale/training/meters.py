@@ -26,14 +26,22 @@ class LossSums:
         # objective, samples, image, samples with an image, text, samples with a text, text accuracy
         self._sums = torch.zeros(7, dtype=torch.float64, device=device)
         self._tokens = 0
+        self._before = (self._sums, self._tokens)
 
     def add(self, losses: Losses, objective: Tensor, batch: Batch) -> None:
         """Take in one micro-batch. objective: (S,), what the optimizer minimises for each sample."""
         images, texts = batch.has_image.double(), batch.has_text.double()
         samples = torch.maximum(images, texts)  # a stand-in, which has neither, is no sample
         columns = (objective, samples, losses.image, images, losses.text, texts, losses.text_accuracy)
-        self._sums += torch.stack([column.detach().double() for column in columns]).sum(1)
+        self._sums = self._sums + torch.stack([column.detach().double() for column in columns]).sum(1)
         self._tokens += batch.tokens
+
+    def keep(self, wanted: bool) -> None:
+        """Keep what was taken in since the last call, or forget it."""
+        if wanted:
+            self._before = (self._sums, self._tokens)
+        else:
+            self._sums, self._tokens = self._before
 
     def means(self, reduce: Reduce) -> tuple[dict[str, float], int, int]:
         """Sum over the ranks and start anew.
@@ -47,6 +55,7 @@ class LossSums:
         ).tolist()
         self._sums = torch.zeros_like(self._sums)
         self._tokens = 0
+        self.keep(True)
         quotients = {
             "loss": (objective, samples),
             "image_loss": (image, images),
@@ -84,8 +93,12 @@ class Meters:
         """Take in one micro-batch. objective: (S,), what the optimizer minimises for each sample."""
         self._losses.add(losses, objective, batch)
 
-    def step(self, gradient_norm: Tensor | float | None) -> None:
-        """Close one optimizer step. gradient_norm: the global one, before clipping; a tensor is read at `report`."""
+    def step(self, gradient_norm: Tensor | float | None, applied: bool = True) -> None:
+        """Close one optimizer step; what was added since the last one counts only if it was applied.
+
+        gradient_norm: the global one, before clipping; a tensor is read at `report`.
+        """
+        self._losses.keep(applied)
         if gradient_norm is not None:
             self._gradient_norms.append(gradient_norm)
         now = self._clock()

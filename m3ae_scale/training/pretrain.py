@@ -14,24 +14,24 @@ from m3ae_scale.config import Experiment, Origins, save_experiment
 from m3ae_scale.data import TrainingData, open_training, open_validation, preflight, tokens_per_sample
 from m3ae_scale.data.tokenizer import load_tokenizer
 from m3ae_scale.engine.build import build
-from m3ae_scale.engine.checkpoint import (
-    SaveFailed,
-    load_latest,
-    prune_checkpoints,
-    save_checkpoint,
-)
+from m3ae_scale.engine.checkpoint import load_latest
 from m3ae_scale.engine.deepspeed_config import Resolved, resolve
 from m3ae_scale.errors import EXIT_MISTAKE, EXIT_STOPPED, InputError
 from m3ae_scale.parallel.groups import Groups, close_groups, open_groups
 from m3ae_scale.parallel.launch import Ranks, find_ranks
 from m3ae_scale.parallel.topology import Topology
+from m3ae_scale.training.feed import Feed
+from m3ae_scale.training.guard import Guard
+from m3ae_scale.training.initial import initial_values
 from m3ae_scale.training.lifecycle import StopRequest
 from m3ae_scale.training.loop import Run, train
 from m3ae_scale.training.meters import Meters, short
-from m3ae_scale.training.metrics_file import mark_resume, read_metrics, trained_seconds
+from m3ae_scale.training.metrics_file import mark_resume, trained_seconds
+from m3ae_scale.training.pace import Pace
 from m3ae_scale.training.provenance import provenance
-from m3ae_scale.training.share import on_device
+from m3ae_scale.training.saver import Saver
 from m3ae_scale.training.tracking import Tracker
+from m3ae_scale.training.watch import Watch
 
 T = TypeVar("T")
 
@@ -78,12 +78,17 @@ def prepare(
     resolved = resolve(experiment, origins, groups.topology, path.parent, average)
     tokenizer = load_tokenizer(experiment.data.tokenizer)
 
-    built = build(experiment, tokenizer.size, groups, resolved.config)
+    resumed = folder if resume else None
+    told_by_first(groups, lambda: initial_values(experiment, tokenizer.size, resumed, verify=True) and None)
+    given = initial_values(experiment, tokenizer.size, resumed)
+    built = build(experiment, tokenizer.size, groups, resolved.config, given)
     fresh: dict[str, Any] = {"step": 0, "cursor": None}
     progress = (load_latest(folder, built, groups) if resume else None) or fresh
     done = progress["step"]
-    data = _open_data(experiment, groups, resolved, folder, progress["cursor"])
-    epoch = told_by_first(groups, lambda: data.samples_per_epoch if data else 0)
+    feed = Feed(lambda cursor: _open_data(experiment, groups, resolved, folder, cursor), groups, progress["cursor"])
+    epoch = told_by_first(groups, lambda: feed.samples_per_epoch)
+    guard = Guard(experiment, groups, folder)
+    guard.restore(progress.get("guard"))
     validation = open_validation(
         experiment,
         data_rank=groups.data_rank,
@@ -100,22 +105,39 @@ def prepare(
     tracker = at_the_end.enter_context(Tracker(experiment, folder, facts)) if groups.first else None
     if tracker is not None:
         tracker.artifact(folder / "experiment.yaml")
+    saver = Saver(folder, experiment, built, groups, feed, guard)
     stop = StopRequest(groups.device)
     at_the_end.callback(stop.release)
     metrics = folder / "metrics.jsonl"
+
+    def rewind() -> int | None:
+        """Go back to the last good checkpoint; returns its step, None where there is none yet."""
+        saver.settle(wait=True)
+        back = load_latest(folder, built, groups)
+        if back is None:
+            return None
+        feed.rewind(back["cursor"])
+        guard.restore(back.get("guard"))
+        if groups.first:
+            mark_resume(metrics, back["step"])
+        return int(back["step"])
+
     return Run(
         experiment=experiment,
         folder=folder,
         groups=groups,
         built=built,
-        batches=on_device(data, groups),
+        feed=feed,
         accumulation=resolved.plan.accumulation,
-        bad_samples=lambda: data.bad_samples if data is not None else {},
         validation=validation,
         piece=lambda word: tokenizer.words_of([word])[0],
         meters=Meters(groups.device, groups.sum, trained_seconds(metrics, done)),
         tracker=tracker,
-        save=lambda step: _save(experiment, folder, built, groups, data, step),
+        saver=saver,
+        rewind=rewind,
+        guard=guard,
+        watch=at_the_end.enter_context(Watch(folder / "hang", groups.rank, experiment.guard.hang_after)),
+        pace=Pace(groups),
         steps=steps,
         warmup=experiment.train.warmup.steps(experiment.batch.global_, epoch),
         done=done,
@@ -165,29 +187,6 @@ def _open_data(
         resume=cursor,
         quarantine_folder=folder,
     )
-
-
-def _save(
-    experiment: Experiment, folder: Path, built: Any, groups: Groups, data: TrainingData | None, step: int
-) -> None:
-    """Write a checkpoint; when the disk is full the run goes on with the old ones."""
-    progress = {
-        "step": step,
-        "cursor": data.state(step) if data is not None else None,
-        "experiment": experiment.model_dump(mode="json", by_alias=True),
-    }
-    try:
-        saved = save_checkpoint(folder, built, groups, progress)
-    except SaveFailed as problem:
-        if groups.first:
-            print(f"warning: checkpoint of step {step} not written: {problem}", flush=True)
-        return
-    if groups.first:
-        print(f"checkpoint of step {step}: {saved}", flush=True)
-        metrics = folder / "metrics.jsonl"
-        rows = read_metrics(metrics) if metrics.exists() else []
-        losses = {row["step"]: row["validation_loss"] for row in rows if "validation_loss" in row}
-        prune_checkpoints(folder, experiment.run.keep_checkpoints, experiment.run.keep_every, losses)
 
 
 def _write_down(experiment: Experiment, resolved: Resolved, facts: dict[str, Any], folder: Path, done: int) -> None:

@@ -17,11 +17,17 @@ from m3ae_scale.training.share import on_device
 
 
 @torch.no_grad()
-def validate(experiment: Experiment, built: Built, groups: Groups, data: ValidationData) -> dict[str, float]:
-    """Return the mean losses over the validation set, each under "validation_...". Every rank must call it."""
+def validate(
+    experiment: Experiment, built: Built, groups: Groups, data: ValidationData, progress: Callable[[], None]
+) -> dict[str, float]:
+    """Return the mean losses over the validation set, each under "validation_...". Every rank must call it.
+
+    progress: called before each micro-batch.
+    """
     sums = LossSums(groups.device)
     built.engine.eval()
     for batch in on_device(data if groups.tensor_rank == 0 else None, groups):
+        progress()
         losses = built.engine(batch)
         sums.add(losses, objective(losses, batch, experiment.loss), batch)
     built.engine.train()

@@ -87,24 +87,28 @@ def gradient_error(built: Built, groups: Groups, expected: dict[str, torch.Tenso
 
 def _train(groups: Groups, run: dict[str, Any]) -> dict[str, Any]:
     run = dict(run)
+    steps, unwanted, broken = run.pop("steps", STEPS), run.pop("unwanted", []), run.pop("broken", [])
     accumulation = run.pop("accumulation", 1)
     tiny = experiment(engine={"deepspeed": "none", "recompute": run.pop("recompute", "none")})
     data = groups.topology.data
     share = GLOBAL_BATCH // data
     micro = share // accumulation
     built = build(tiny, VOCABULARY, groups, deepspeed_config(data, micro, accumulation, **run))
-    curve, error = [], 0.0
-    for number in range(STEPS):
+    curve, error, applied = [], 0.0, []
+    for number in range(steps):
         mine = global_batch(number)[groups.data_rank * share : (groups.data_rank + 1) * share]
         set_lr(built, LR)
         total = torch.zeros(1, dtype=torch.float64)
         for i in range(accumulation):
             batch = pack(mine[i * micro : (i + 1) * micro], tiny.loss, PATCH_DIM)
             each = objective(built.engine(batch), batch, tiny.loss)
+            if number in broken and groups.rank == groups.topology.world - 1:
+                each.register_hook(lambda gradient: gradient * torch.nan)
             built.engine.backward(each.sum() * (data * accumulation / GLOBAL_BATCH))
             total += each.sum().double().detach()
             if number == 0 and i == accumulation - 1 and not run.get("bf16"):
                 error = gradient_error(built, groups, gradients(tiny, global_batch(0)))
-            norm = step(built, groups)
+            stepped = step(built, groups, wanted=number not in unwanted)
+        norm, applied = stepped.norm, [*applied, stepped.applied]
         curve.append(groups.sum(total).item() / GLOBAL_BATCH)
-    return {"curve": curve, "gradient_error": error, "last_norm": float(norm), "kernels": str(built.kernels)}
+    return {"curve": curve, "gradient_error": error, "last_norm": float(norm), "applied": applied}

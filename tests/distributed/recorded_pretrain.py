@@ -9,7 +9,7 @@ from pathlib import Path
 
 from m3ae_scale.batch import Batch
 from m3ae_scale.config import load_experiment
-from m3ae_scale.training import pretrain
+from m3ae_scale.training import feed, pretrain
 
 _, experiment, name, micro_batch, die_after = sys.argv
 rank = os.environ["RANK"]
@@ -26,7 +26,7 @@ def recorded(batches: Iterator[Batch], groups: object) -> Iterator[Batch]:
             yield batch
 
 
-plain, pretrain.on_device = pretrain.on_device, recorded
+plain, feed.on_device = feed.on_device, recorded
 loaded, origins = load_experiment(
     experiment,
     [

@@ -1,5 +1,6 @@
 """A tiny model, invented samples of every kind, and a plain torch loop over them: what the layouts are held against."""
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -82,8 +83,8 @@ def gradients(tiny: Experiment, samples: list[Sample]) -> dict[str, torch.Tensor
     return {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
 
 
-def plain_curve(tiny: Experiment, steps: int, lr: float, clip: float) -> list[float]:
-    """The loss curve of a bare torch loop: no engine, no ranks."""
+def plain_curve(tiny: Experiment, steps: int, lr: float, clip: float, not_applied: Collection[int] = ()) -> list[float]:
+    """The loss curve of a bare torch loop: no engine, no ranks. Steps `not_applied` leave everything as it was."""
     model = plain_model(tiny)
     groups = parameter_groups(model, tiny.optimizer.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=tiny.optimizer.betas, eps=tiny.optimizer.eps)
@@ -94,6 +95,7 @@ def plain_curve(tiny: Experiment, steps: int, lr: float, clip: float) -> list[fl
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-        optimizer.step()
+        if step not in not_applied:
+            optimizer.step()
         curve.append(loss.item())
     return curve
