@@ -18,7 +18,7 @@ export PYTHONUNBUFFERED := 1
 export TORCH_EXTENSIONS_DIR := $(abspath $(VENV))/torch_extensions
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup quickstart test lint format bench checkpoint-matrix checkpoint-faults docs clean
+.PHONY: help setup quickstart test lint format bench checkpoint-matrix checkpoint-faults faults docs clean
 
 help:  ## list these habits
 	@echo "make TARGET, where TARGET is"
@@ -38,7 +38,7 @@ quickstart: $(READY)  ## make data, train a tiny M3AE on 2 processes with ZeRO-3
 test: $(READY_DEV)  ## run every test; prints where the time went
 	@echo "building DeepSpeed's CPU operations (g++, minutes the first time)"; start=$$(date +%s); \
 	python tests/build_operations.py && echo "built: $$(( $$(date +%s) - start )) s"
-	python -m pytest --durations=15 $(PYTEST_ARGS)
+	python -m pytest -n 2 --dist loadgroup --durations=15 $(PYTEST_ARGS)
 
 lint: $(READY_DEV)  ## ruff, mypy and the import contracts
 	ruff check .
@@ -60,6 +60,9 @@ checkpoint-matrix: $(READY_DEV)  ## resume every layout from every other one; th
 checkpoint-faults: $(READY_DEV)  ## kill a saving run 200 times; what was lost goes to benchmarks/results/
 	CHECKPOINT_KILLS=200 CHECKPOINT_FAULTS_OUTPUT=benchmarks/results/checkpoint_faults.md \
 		python -m pytest tests/distributed/test_checkpoint_faults.py -k random_moments
+
+faults: $(READY_DEV)  ## let each fault happen to a run of its own; the table goes to benchmarks/results/
+	python tests/distributed/fault_table.py benchmarks/results/faults.md
 
 docs: $(READY)  ## rewrite docs/reference/ from the code: every verb and every key
 	python docs/make_reference.py
