@@ -1,5 +1,6 @@
 """m3ae-scale pretrain: one training run, on this process, on N of this machine, or as a rank of a launcher."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -15,7 +16,14 @@ from m3ae_scale.errors import InputError
 @click.option("--nproc", type=click.IntRange(1), help="Processes to start on this machine.  [default: 1]")
 @set_option
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of this experiment's run folder.")
-def pretrain(experiment: str, nproc: int | None, overrides: tuple[str, ...], resume: bool) -> None:
+@click.option(
+    "--init-from",
+    metavar="PATH",
+    help="Begin with the weights of a run, a checkpoint, an exported file, a model.pkl or a MAE .pth: train.init_from.",
+)
+def pretrain(
+    experiment: str, nproc: int | None, overrides: tuple[str, ...], resume: bool, init_from: str | None
+) -> None:
     """Train the model that EXPERIMENT, a YAML file, describes.
 
     Under torchrun, the deepspeed launcher, srun or mpirun the same command is one rank of their job. SIGUSR1, SIGTERM
@@ -27,6 +35,8 @@ def pretrain(experiment: str, nproc: int | None, overrides: tuple[str, ...], res
     from m3ae_scale.parallel.topology import Topology
     from m3ae_scale.training.signals import held_signals
 
+    if init_from is not None:
+        overrides += (f"train.init_from={json.dumps(init_from)}",)
     loaded, origins = load_experiment(experiment, list(overrides))
     if is_launched(os.environ):
         world = find_ranks(os.environ).world

@@ -11,17 +11,19 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import deepspeed
+import numpy as np
 import torch
 from deepspeed.utils import logger as deepspeed_logger
 from torch import nn
 
 from m3ae_scale.config import Experiment
+from m3ae_scale.engine.checkpoint.weights import as_tensor
 from m3ae_scale.engine.compile import apply_compile, without_patched_linear
 from m3ae_scale.engine.operations import clear_stale_locks
 from m3ae_scale.engine.recompute import apply_recompute
@@ -44,8 +46,17 @@ class Built:
     clipping: float  # largest global gradient norm; 0: no limit
 
 
-def build(experiment: Experiment, vocabulary: int, groups: Groups, deepspeed_config: dict[str, Any]) -> Built:
-    """Build model and engine for this rank. `deepspeed_config` is final: see engine/deepspeed_config.py."""
+def build(
+    experiment: Experiment,
+    vocabulary: int,
+    groups: Groups,
+    deepspeed_config: dict[str, Any],
+    given: Mapping[str, np.ndarray] | None = None,
+) -> Built:
+    """Build model and engine for this rank. `deepspeed_config` is final: see engine/deepspeed_config.py.
+
+    given: whole initial values of some parameters, by name; the others are drawn.
+    """
     deepspeed_logger.setLevel("WARNING")
     # DeepSpeed's own calls to torch, deprecated there since 2.13: nothing a user can do about it.
     warnings.filterwarnings("ignore", message=r".*torch\.distributed\..* is deprecated", category=FutureWarning)
@@ -62,7 +73,7 @@ def build(experiment: Experiment, vocabulary: int, groups: Groups, deepspeed_con
 
     with _construction(stage, deepspeed_config, mpu):
         model = build_model(experiment, vocabulary, layers_of(groups), kernels)
-    draw_values(model, experiment.seed, groups)
+    draw_values(model, experiment.seed, groups, given or {})
     apply_compile(model, experiment.kernels.compile, stage)
     recomputed = apply_recompute(model, experiment.engine.recompute)
     parameters = count_parameters(model)
@@ -115,12 +126,15 @@ def forget_phantom_steps(optimizer: torch.optim.Optimizer) -> None:
             state["step"].zero_()
 
 
-def draw_values(model: nn.Module, seed: int, groups: Groups) -> None:
-    """Give every parameter its initial value, or this rank's part of it."""
+def draw_values(model: nn.Module, seed: int, groups: Groups, given: Mapping[str, np.ndarray]) -> None:
+    """Give every parameter its initial value, `given` or drawn, or this rank's part of it."""
     tensor_rank, tensor_size = groups.tensor_rank, groups.topology.tensor
     for name, parameter in model.named_parameters():
         with whole_parameter(parameter, write=True), torch.no_grad():
-            value = draw(name, whole_shape(parameter, parameter.shape), seed)
+            if name in given:
+                value = as_tensor(given[name])
+            else:
+                value = draw(name, whole_shape(parameter, parameter.shape), seed)
             shard = shard_of(parameter)
             if shard is not None:
                 value = shard.part(value, tensor_rank, tensor_size)
