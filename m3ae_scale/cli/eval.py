@@ -7,6 +7,7 @@ from m3ae_scale.cli.lazy import LazyVerbs
 # verb -> the module that holds it
 VERBS = {
     "linear-probe": "m3ae_scale.cli.probe",
+    "finetune": "m3ae_scale.cli.finetune",
     "knn": "m3ae_scale.cli.probe",
     "ood": "m3ae_scale.cli.probe",
     "embed": "m3ae_scale.cli.probe",

@@ -18,6 +18,7 @@ VERBS = {
     "config": "m3ae_scale.cli.config",
     "encode": "m3ae_scale.cli.encode",
     "eval": "m3ae_scale.cli.eval",
+    "reproduce": "m3ae_scale.cli.reproduce",
     "checkpoint": "m3ae_scale.cli.checkpoint",
     "page": "m3ae_scale.cli.page",
     "bench": "m3ae_scale.cli.bench",

@@ -64,7 +64,7 @@ def linear_probe(
     from m3ae_scale.evaluation.linear import LinearRecipe
 
     probe = probes.Probe(run, train, taken, pool, label)
-    _say(probes.linear_probe(probe, test, LinearRecipe(**recipe)))
+    say_outcome(probes.linear_probe(probe, test, LinearRecipe(**recipe)))
 
 
 @click.command()
@@ -87,7 +87,7 @@ def knn(
     on_ranks(nproc)
     from m3ae_scale.evaluation import probes
 
-    _say(probes.knn(probes.Probe(run, train, taken, pool, label), test, k, temperature))
+    say_outcome(probes.knn(probes.Probe(run, train, taken, pool, label), test, k, temperature))
 
 
 @click.command()
@@ -119,7 +119,7 @@ def ood(
     from m3ae_scale.evaluation.linear import LinearRecipe
 
     probe = probes.Probe(run, train, taken, pool, label)
-    _say(probes.out_of_distribution(probe, test, shifted, unknown, LinearRecipe(**recipe)))
+    say_outcome(probes.out_of_distribution(probe, test, shifted, unknown, LinearRecipe(**recipe)))
 
 
 @click.command()
@@ -142,10 +142,10 @@ def embed(
     on_ranks(nproc)
     from m3ae_scale.evaluation import probes
 
-    _say(probes.embed(probes.Probe(run, train, taken, pool, label), limit, seed, perplexity))
+    say_outcome(probes.embed(probes.Probe(run, train, taken, pool, label), limit, seed, perplexity))
 
 
-def _say(page: Path | None) -> None:
+def say_outcome(page: Path | None) -> None:
     """Print the figures and where they are, on the first rank."""
     if page is None:
         return

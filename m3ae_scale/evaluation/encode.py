@@ -97,14 +97,20 @@ def load_encoder(path: str | Path, device: str = "cpu", precision: torch.dtype =
     """
     run = find_run(path)
     experiment, _ = load_experiment(run / "experiment.yaml")
-    recipe = _whole_view(experiment, run)
+    loaded = build_encoder(experiment, run / "vocab.txt", device, precision)
+    loaded.encoder.load_state_dict(read_weights(path, "encoder."))
+    return loaded.to(device=device, dtype=precision).eval()
+
+
+def build_encoder(
+    experiment: Experiment, vocabulary: Path, device: str = "cpu", precision: torch.dtype = torch.float32
+) -> PretrainedEncoder:
+    """Build the encoder of `experiment`, its values not yet set, with the preprocessing that belongs to it."""
+    recipe = _whole_view(experiment, vocabulary)
     kernels = choose(KernelConfig(), torch.device(device).type, precision)
     augment = experiment.data.augment
-    vocabulary = recipe.tokenizer.size
-    encoder = Encoder(experiment.model, vocabulary, augment.mean, augment.std, PlainLayers(), kernels)
-    encoder.load_state_dict(read_weights(path, "encoder."))
-    loaded = PretrainedEncoder(encoder, recipe, experiment.model.patch_dim)
-    return loaded.to(device=device, dtype=precision).eval()
+    encoder = Encoder(experiment.model, recipe.tokenizer.size, augment.mean, augment.std, PlainLayers(), kernels)
+    return PretrainedEncoder(encoder, recipe, experiment.model.patch_dim)
 
 
 def find_run(path: str | Path) -> Path:
@@ -143,9 +149,9 @@ def shard_samples(pattern: str, kind: str, run: str | Path) -> Iterator[RawSampl
         files.close()
 
 
-def _whole_view(experiment: Experiment, run: Path) -> Recipe:
+def _whole_view(experiment: Experiment, vocabulary: Path) -> Recipe:
     """The recipe of `experiment` with nothing hidden, and the vocabulary that the run kept."""
-    data = experiment.data.model_copy(update={"tokenizer": str(run / "vocab.txt")})
+    data = experiment.data.model_copy(update={"tokenizer": str(vocabulary)})
     recipe = recipe_of(experiment.model_copy(update={"data": data}))
     nothing_hidden = MaskConfig(image_ratio=0.0, text_ratio=0.0)
     return replace(recipe, mask=nothing_hidden, validation={"encode": experiment.data.sources[0]})

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from m3ae_scale.config import load_experiment
 from m3ae_scale.evaluation.detect import detection, familiarity
@@ -16,11 +15,10 @@ from m3ae_scale.evaluation.labelled import Input, open_labelled
 from m3ae_scale.evaluation.linear import LinearHead, LinearRecipe, train_head
 from m3ae_scale.evaluation.neighbours import vote
 from m3ae_scale.evaluation.record import Evaluated, Outcome, write_outcome
-from m3ae_scale.evaluation.scores import accuracies, class_rows, confusion
+from m3ae_scale.evaluation.scores import accuracies
+from m3ae_scale.evaluation.tables import accuracy_tiles, class_details, class_sections, percent
 from m3ae_scale.reports.chart import Series, line_chart, scatter_chart
 from m3ae_scale.reports.page import Section
-
-Tile = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
@@ -72,13 +70,16 @@ def linear_probe(probe: Probe, test: str, recipe: LinearRecipe) -> Path | None:
             lead=_lead(probe, evaluated, trained_on, tested_on),
             settings=_settings(probe, test) | asdict(recipe) | {"batch": recipe.samples},
             metrics=metrics,
-            details=_details(scores, tested_on),
+            details=class_details(scores, tested_on.labels, tested_on.classes),
             curves={"loss": losses, "top1_by_epoch": top1},
             tiles=[
-                *_tiles(metrics, tested_on),
-                ("training accuracy", _percent(metrics["train_top1"]), "of its own set"),
+                *accuracy_tiles(metrics, len(tested_on.classes)),
+                ("training accuracy", percent(metrics["train_top1"]), "of its own set"),
             ],
-            sections=[Section("Curves", charts=charts), *_class_sections(scores, tested_on)],
+            sections=[
+                Section("Curves", charts=charts),
+                *class_sections(scores, tested_on.labels, tested_on.name, tested_on.classes),
+            ],
         )
         return write_outcome(outcome, evaluated, _folder(probe, evaluated, "linear-probe", trained_on))
 
@@ -97,9 +98,9 @@ def knn(probe: Probe, test: str, k: int, temperature: float) -> Path | None:
             lead=_lead(probe, evaluated, trained_on, tested_on),
             settings=_settings(probe, test) | {"k": k, "temperature": temperature},
             metrics=metrics,
-            details=_details(votes, tested_on),
-            tiles=_tiles(metrics, tested_on),
-            sections=_class_sections(votes, tested_on),
+            details=class_details(votes, tested_on.labels, tested_on.classes),
+            tiles=accuracy_tiles(metrics, len(tested_on.classes)),
+            sections=class_sections(votes, tested_on.labels, tested_on.name, tested_on.classes),
         )
         return write_outcome(outcome, evaluated, _folder(probe, evaluated, "knn", trained_on))
 
@@ -137,14 +138,13 @@ def out_of_distribution(
                 note="AUROC 0.5 and an FPR of 0.95 are chance; AUPR's chance is the share of samples from outside.",
             )
         ]
-        tiles = _tiles(metrics, tested_on)
+        tiles = accuracy_tiles(metrics, len(tested_on.classes))
         if moved is not None:
             tiles += [
-                ("shifted accuracy", _percent(metrics["shifted_top1"]), f"on {moved.name}"),
-                ("retained", _percent(metrics["retained"]), "of what is above chance"),
+                ("shifted accuracy", percent(metrics["shifted_top1"]), f"on {moved.name}"),
+                ("retained", percent(metrics["retained"]), "of what is above chance"),
             ]
-            heads = head.logits(moved.features)
-            sections += _class_sections(heads, moved)
+            sections += class_sections(head.logits(moved.features), moved.labels, moved.name, moved.classes)
         outcome = Outcome(
             verb="ood",
             title=f"Out of distribution: {trained_on.name}",
@@ -205,7 +205,7 @@ def embed(probe: Probe, most: int, seed: int, perplexity: float) -> Path | None:
             metrics=metrics,
             details={"classes": found.classes, "labels": found.labels.tolist(), "points": points},
             tiles=[
-                (name.replace("_", " "), _percent(value), f"chance {_percent(_alike_by_chance(found))}")
+                (name.replace("_", " "), percent(value), f"chance {percent(_alike_by_chance(found))}")
                 for name, value in metrics.items()
             ],
             sections=[
@@ -239,39 +239,3 @@ def _lead(probe: Probe, evaluated: Evaluated, *sets: FeatureSet) -> str:
     sizes = ", ".join(f"{len(data):,} samples of {data.name}" for data in sets)
     taken = {"image": "images", "text": "texts", "both": "images with their texts"}[probe.taken]
     return f"{evaluated.run.name} at {evaluated.checkpoint.name} · {taken}, {probe.pool} features · {sizes}"
-
-
-def _tiles(metrics: dict[str, float], test: FeatureSet) -> list[Tile]:
-    interval = f"95%: {_percent(metrics['top1_low'])} to {_percent(metrics['top1_high'])}"
-    tiles = [("accuracy", _percent(metrics["top1"]), interval)]
-    if "top5" in metrics:
-        tiles.append(("top 5", _percent(metrics["top5"]), "right among five"))
-    return [*tiles, ("chance", _percent(1 / len(test.classes)), f"{len(test.classes)} classes")]
-
-
-def _details(scores: Tensor, test: FeatureSet) -> dict[str, object]:
-    return {
-        "classes": test.classes,
-        "per_class": {name: share for name, _, share in class_rows(scores, test.labels, test.classes, 10_000)},
-    }
-
-
-def _class_sections(scores: Tensor, test: FeatureSet) -> list[Section]:
-    worst = class_rows(scores, test.labels, test.classes)
-    sections = [
-        Section(
-            f"By class, on {test.name}",
-            heads=("class", "samples", "right"),
-            rows=[(name, str(count), _percent(share)) for name, count, share in worst],
-            note="" if len(worst) == len(test.classes) else f"The {len(worst)} worst of {len(test.classes)}.",
-        )
-    ]
-    if len(test.classes) <= 20:
-        counts = confusion(scores, test.labels)
-        rows = [(name, *map(str, row)) for name, row in zip(test.classes, counts, strict=True)]
-        sections.append(Section("What is taken for what", heads=("", *test.classes), rows=rows))
-    return sections
-
-
-def _percent(share: float) -> str:
-    return f"{share:.1%}"

@@ -1,0 +1,121 @@
+"""What a claim and a scale are: configs/claims/CLAIM.yaml and configs/claims/scales/SCALE.yaml, read and checked."""
+
+import sys
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import Field, ValidationError, model_validator
+
+from m3ae_scale.config.load import read_yaml
+from m3ae_scale.config.schema import Section
+from m3ae_scale.errors import InputError
+
+M = TypeVar("M", bound=Section)
+
+
+class Arm(Section):
+    """One way to pretrain: what it changes of the scale's experiment."""
+
+    set: dict[str, Any] = {}  # key of the experiment -> value, at every scale
+    at: dict[str, dict[str, Any]] = {}  # scale -> more of them
+    scales: list[str] | None = None  # that the arm exists at; None: all
+    supervised: bool = False  # trained from scratch on the labels of the same images, instead of pretrained
+
+
+class Comparison(Section):
+    """Two arms, of which the claim says that the first is better."""
+
+    better: str
+    worse: str
+    measure: str = "top1"  # a metric of the cells
+
+
+class Claim(Section):
+    """One claim of the paper."""
+
+    claim: str
+    statement: str
+    source: str  # where the paper says so
+    arms: dict[str, Arm]
+    compare: list[Comparison] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> "Claim":
+        for comparison in self.compare:
+            for arm in (comparison.better, comparison.worse):
+                if arm not in self.arms:
+                    raise ValueError(f"compare: {arm!r} is no arm; expected one of {', '.join(self.arms)}")
+        return self
+
+    def arms_at(self, scale: str) -> dict[str, Arm]:
+        """Return the arms that exist at `scale`."""
+        return {name: arm for name, arm in self.arms.items() if arm.scales is None or scale in arm.scales}
+
+
+class ProbeConfig(Section):
+    """What every cell's features are measured on: labelled sets."""
+
+    train: str
+    test: str
+    shifted: str | None = None  # the same classes, looking different
+    unknown: str | None = None  # other classes
+    label: str | None = None
+    pool: str = "mean"
+    linear: dict[str, Any] = {}  # changes of LinearRecipe
+
+
+class Scale(Section):
+    """How large everything is: "{data}" in a path is where `data` is written."""
+
+    scale: str
+    about: str
+    seeds: list[int] = Field(min_length=2)
+    data: dict[str, dict[str, Any]] = {}  # name -> settings of `m3ae-scale data synthesize`
+    experiment: dict[str, Any]  # what the arms change
+    probe: ProbeConfig
+    supervised: dict[str, Any] = {}  # changes of FinetuneRecipe, for arms that are supervised
+    supervised_on: str | None = None  # the labelled set that these are trained on
+
+
+def read_claim(name: str) -> Claim:
+    """Read a claim by its name, or the YAML file of one. Raises InputError."""
+    return _read(_find(name, "claims"), Claim)
+
+
+def read_scale(name: str) -> Scale:
+    """Read a scale by its name, or the YAML file of one. Raises InputError."""
+    return _read(_find(name, "claims/scales"), Scale)
+
+
+def claims() -> list[str]:
+    """Return the names of all claims that come with the project."""
+    return sorted(path.stem for path in _shipped("claims").glob("*.yaml"))
+
+
+def _shipped(folder: str) -> Path:
+    for root in (Path(__file__).resolve().parents[3], Path(sys.prefix) / "share" / "m3ae_scale"):
+        if (root / "configs" / folder).is_dir():
+            return root / "configs" / folder
+    raise InputError(f"configs/{folder}: not found beside the code; give the path of a YAML file")
+
+
+def _find(name: str, folder: str) -> Path:
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    path = _shipped(folder) / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
+        raise InputError(f"{name}: no such {'claim' if folder == 'claims' else 'scale'}; expected one of {known}")
+    return path
+
+
+def _read(path: Path, model: type[M]) -> M:
+    values, _ = read_yaml(
+        path, f"the {model.__name__.lower()}", f"keys such as {', '.join(list(model.model_fields)[:3])}"
+    )
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise InputError(f"{path}: {key}: {first['msg'].removeprefix('Value error, ')}") from None
