@@ -16,9 +16,9 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 # Stand-ins that matplotlib draws with; each becomes a colour variable of the page.
-_INK, _GRID = "#010101", "#020202"
-_SERIES = ("#030303", "#040404")
-_VARIABLES = {_INK: "--faint", _GRID: "--rule", _SERIES[0]: "--series-1", _SERIES[1]: "--series-2"}
+INK, GRID = "#010101", "#020202"
+SERIES = ("#030303", "#040404", "#050505", "#060606", "#070707", "#080808")
+_VARIABLES = {INK: "--faint", GRID: "--rule"} | {colour: f"--series-{n}" for n, colour in enumerate(SERIES, start=1)}
 _STYLE = {"svg.fonttype": "none", "font.size": 10, "axes.unicode_minus": False}
 # Of classes: readable on light and on dark (matplotlib's tab20, its pale half darkened).
 _CLASSES = (
@@ -43,21 +43,21 @@ def line_chart(title: str, x_label: str, series: Sequence[Series], from_zero: bo
 
     Lines differ by dash and marker as well as by colour. from_zero: the y axis begins at 0.
     """
-    with _drawing(title + x_label, (4.8, 2.7)) as (axes, drawn):
-        for one, colour in zip(series, _SERIES, strict=False):
+    with drawing(title + x_label, (4.8, 2.7)) as (axes, drawn):
+        for one, colour in zip(series, SERIES, strict=False):
             style = "o--" if one.sparse else "-"
             axes.plot(*thin(one.x, one.y), style, color=colour, label=one.name, linewidth=1.6, markersize=4)
-        axes.set_xlabel(x_label, color=_INK)
-        axes.grid(axis="y", color=_GRID, linewidth=0.8)
+        axes.set_xlabel(x_label, color=INK)
+        axes.grid(axis="y", color=GRID, linewidth=0.8)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.ticklabel_format(axis="y", scilimits=(-3, 6))
-        axes.yaxis.get_offset_text().set_color(_INK)
+        axes.yaxis.get_offset_text().set_color(INK)
         if from_zero:
             axes.set_ylim(bottom=0)
         if len(series) > 1:
-            axes.legend(frameon=False, labelcolor=_INK)
-    return _inline(drawn.getvalue(), title)
+            axes.legend(frameon=False, labelcolor=INK)
+    return inline(drawn.getvalue(), title)
 
 
 def scatter_chart(title: str, points: NDArray[np.float64], labels: NDArray[np.int64], names: Sequence[str]) -> str:
@@ -65,7 +65,7 @@ def scatter_chart(title: str, points: NDArray[np.float64], labels: NDArray[np.in
 
     More than twenty classes share colours, with another marker.
     """
-    with _drawing(title, (6.4, 4.6)) as (axes, drawn):
+    with drawing(title, (6.4, 4.6)) as (axes, drawn):
         for number in sorted(set(labels.tolist())):
             x, y = points[labels == number].T
             marker = "o^sDv"[number // len(_CLASSES) % 5]
@@ -76,10 +76,10 @@ def scatter_chart(title: str, points: NDArray[np.float64], labels: NDArray[np.in
         axes.spines["bottom"].set_visible(False)
         handles, told = axes.get_legend_handles_labels()
         axes.legend(
-            handles[:20], told[:20], frameon=False, labelcolor=_INK, loc="center left", bbox_to_anchor=(1, 0.5),
+            handles[:20], told[:20], frameon=False, labelcolor=INK, loc="center left", bbox_to_anchor=(1, 0.5),
             markerscale=2, fontsize=8,
         )  # fmt: skip
-    return _inline(drawn.getvalue(), title)
+    return inline(drawn.getvalue(), title)
 
 
 @dataclass(frozen=True)
@@ -94,29 +94,29 @@ class Interval:
 
 def interval_chart(title: str, x_label: str, rows: Sequence[Interval], zero: bool = False) -> str:
     """Draw each row's value as a dot on the line of its interval, the first row on top. zero: mark x = 0."""
-    with _drawing(title + x_label, (6.4, 0.9 + 0.34 * len(rows))) as (axes, drawn):
+    with drawing(title + x_label, (6.4, 0.9 + 0.34 * len(rows))) as (axes, drawn):
         for place, row in enumerate(rows):
-            axes.plot([row.low, row.high], [place, place], color=_SERIES[0], linewidth=1.8)
-            axes.plot([row.value], [place], "o", color=_SERIES[0], markersize=5)
+            axes.plot([row.low, row.high], [place, place], color=SERIES[0], linewidth=1.8)
+            axes.plot([row.value], [place], "o", color=SERIES[0], markersize=5)
         if zero:
-            axes.axvline(0, color=_SERIES[1], linewidth=1, linestyle="--")
-        axes.set_yticks(range(len(rows)), [row.name for row in rows], color=_INK)
+            axes.axvline(0, color=SERIES[1], linewidth=1, linestyle="--")
+        axes.set_yticks(range(len(rows)), [row.name for row in rows], color=INK)
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xlabel(x_label, color=_INK)
-        axes.grid(axis="x", color=_GRID, linewidth=0.8)
+        axes.set_xlabel(x_label, color=INK)
+        axes.grid(axis="x", color=GRID, linewidth=0.8)
         axes.xaxis.set_major_locator(MaxNLocator(6))
-    return _inline(drawn.getvalue(), title)
+    return inline(drawn.getvalue(), title)
 
 
 @contextmanager
-def _drawing(salt: str, size: tuple[float, float]) -> Iterator[tuple[Any, io.StringIO]]:
+def drawing(salt: str, size: tuple[float, float]) -> Iterator[tuple[Any, io.StringIO]]:
     """Axes to draw on, and what they come out as once the context is left."""
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": salt}):
         figure = Figure(figsize=size, layout="constrained", facecolor="none")
         axes = figure.add_subplot(facecolor="none")
         axes.spines[["top", "left", "right"]].set_visible(False)
-        axes.spines["bottom"].set_color(_GRID)
-        axes.tick_params(colors=_INK, length=0)
+        axes.spines["bottom"].set_color(GRID)
+        axes.tick_params(colors=INK, length=0)
         drawn = io.StringIO()
         yield axes, drawn
         FigureCanvasSVG(figure).print_svg(drawn, metadata={"Date": None})
@@ -133,8 +133,8 @@ def thin(x: Sequence[float], y: Sequence[float], most: int = _MOST) -> tuple[lis
     )
 
 
-def _inline(svg: str, title: str) -> str:
-    """Strip what only a file of its own needs, and hand colours and type to the page."""
+def inline(svg: str, title: str) -> str:
+    """Strip what only a file of its own needs, and hand colours and type to the page. title: escaped text."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # it would hold for the whole page

@@ -4,7 +4,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -21,6 +21,7 @@ class Section:
     rows: Sequence[Sequence[str]] = ()  # cells as they are shown
     note: str = ""
     wide: bool = False  # one chart a row
+    kind: Literal["", "measured", "projected"] = ""  # said beside the title, and by its looks
 
 
 @dataclass(frozen=True)
