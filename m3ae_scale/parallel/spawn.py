@@ -96,11 +96,12 @@ def _start(argv: Sequence[str], environment: dict[str, str], rank: int) -> "subp
         text=True,
         errors="replace",
         start_new_session=True,  # Ctrl-C reaches the launcher alone, which passes it on once
-        preexec_fn=_die_with_parent,
+        preexec_fn=die_with_parent,
     )
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """Ask Linux for a SIGTERM when the process that started this one ends, however it ends."""
     pr_set_pdeathsig = 1  # prctl(2): a launcher that is killed leaves no rank holding a device
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 

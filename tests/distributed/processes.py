@@ -8,10 +8,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from m3ae_scale.parallel.spawn import die_with_parent
 
 HERE = Path(__file__).parent
 
@@ -45,6 +48,7 @@ def run_ranks(world: int, target: str, argument: Any = None, timeout: float = 40
                         stdout=log,
                         stderr=subprocess.STDOUT,
                         start_new_session=True,
+                        preexec_fn=die_with_parent,
                     )
                 )
         try:
@@ -64,8 +68,6 @@ def run_ranks(world: int, target: str, argument: Any = None, timeout: float = 40
 
 
 def _wait(ranks: list[subprocess.Popen], timeout: float) -> list[int | None]:
-    import time
-
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         codes = [process.poll() for process in ranks]
