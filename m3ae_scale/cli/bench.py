@@ -2,7 +2,9 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -56,3 +58,58 @@ def scaling(sweep: Path, cell: int | None, listing: bool, output: Path | None) -
     if code:
         raise click.exceptions.Exit(code)
     click.echo(f"results in {output}; as a page: m3ae-scale report {output}")
+
+
+_CELL_OPTIONS = {  # key of a cell -> its type and meaning
+    "size": (str, "A named size, see `m3ae-scale sizes`."),
+    "micro_batch": (int, "Samples per rank and forward pass."),
+    "devices": (int, "Ranks on this machine."),
+    "tensor_parallel": (int, "Ranks that split the model."),
+    "zero_stage": (int, "0 to 3."),
+    "offload": (bool, "Optimizer states on the host, at ZeRO 3 the parameters too."),
+    "precision": (str, "bf16 or fp32."),
+    "recompute": (str, "none, full, selective or every_N."),
+    "attention": (str, "A backend of kernels.attention."),
+    "layer_norm": (str, "A backend of kernels.layer_norm."),
+    "text_loss": (str, "A backend of kernels.text_loss."),
+    "compile": (str, "none or blocks."),
+    "text": (bool, "Pairs of image and caption; false: images alone."),
+    "steps": (int, "Timed steps of each repeat."),
+    "repeats": (int, "Windows of so many steps; the median one counts."),
+    "warmup": (int, "Steps before, untimed."),
+}
+
+
+def _cell_options(command: Callable[..., None]) -> Callable[..., None]:
+    for key, (kind, text) in reversed(_CELL_OPTIONS.items()):
+        option = click.option(f"--{key.replace('_', '-')}", key, type=kind, multiple=True, help=text)
+        command = option(command)
+    return command
+
+
+@bench.command()
+@click.argument("grid", type=click.Path(dir_okay=False, path_type=Path), required=False)
+@_cell_options
+@click.option(
+    "--output", type=click.Path(dir_okay=False, path_type=Path), default="throughput.jsonl", show_default=True
+)
+def throughput(grid: Path | None, output: Path, **choices: tuple[Any, ...]) -> None:
+    """Measure how fast training steps are: every combination of the options, each of which may be repeated.
+
+    GRID, a YAML, may hold several such products: docs/speed.md. Each cell runs in processes of its own, and is a JSON
+    line: samples and tokens a second, model FLOP/s over useful tokens, MFU, peak memory. One that runs out of memory
+    is a line too, and cells that have theirs are not measured again.
+    """
+    from m3ae_scale.bench.cells import run_cells, table
+    from m3ae_scale.bench.grid import product, read_grid
+    from m3ae_scale.errors import InputError
+
+    given = {key: list(values) for key, values in choices.items() if values}
+    if grid is not None and given:
+        raise InputError(f"{grid}: give a grid or --{next(iter(given)).replace('_', '-')}, not both")
+    cells = read_grid(grid) if grid is not None else product(given, "the options")
+    code = run_cells(cells, output)
+    for line in table(cells, output):
+        click.echo(line)
+    if code:
+        raise click.exceptions.Exit(code)

@@ -12,8 +12,9 @@ from torch import nn
 
 from m3ae_scale.model.transformer import Block
 
-# Graphs that the one code of a block may have: two towers, samples of one length or of several, one sample or many.
-_GRAPHS = 32
+# Graphs of one block: samples of one length or of several, one sample or many. Blocks that drop values are told apart
+# by their place; else all blocks of a tower share theirs.
+_GRAPHS = 4
 
 
 def apply_compile(model: nn.Module, policy: str, stage: int, backend: str = "inductor") -> int:
@@ -24,8 +25,8 @@ def apply_compile(model: nn.Module, policy: str, stage: int, backend: str = "ind
     """
     if policy == "none":
         return 0
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _GRAPHS)
     blocks = [module for module in model.modules() if isinstance(module, Block)]
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _GRAPHS * len(blocks))
     for block in blocks:
         block.forward = torch.compile(block.forward, dynamic=True, backend=backend)  # type: ignore[method-assign]
     if stage == 3:
