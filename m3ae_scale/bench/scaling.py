@@ -47,7 +47,7 @@ def _measure(experiment: Experiment, origins: Origins, cell: Cell, folder: Path)
     topology = Topology(cell.devices, experiment.parallel.tensor)
     average = tokens_per_sample(experiment) if experiment.batch.micro_tokens else None
     resolved = resolve(experiment, origins, topology, cell.experiment.parent, average)
-    figures = run_figures(experiment, read_metrics(folder / "metrics.jsonl"))
+    figures = run_figures(experiment.batch.global_, read_metrics(folder / "metrics.jsonl"))
     vocabulary = load_tokenizer(experiment.data.tokenizer).size
     flops, epoch = count_flops(experiment, vocabulary)
     values: dict[str, Any] = {
@@ -59,7 +59,7 @@ def _measure(experiment: Experiment, origins: Origins, cell: Cell, folder: Path)
         "precision": resolved.precision,
         "recompute": experiment.engine.recompute,
         "micro_batch": resolved.plan.micro_batch,
-        **model_figures(experiment, vocabulary),
+        **model_figures(experiment.model, vocabulary),
         **figures,
         "epochs": figures["samples"] / epoch,
         "model_flops_per_sample": flops,

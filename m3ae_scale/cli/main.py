@@ -22,6 +22,7 @@ VERBS = {
     "checkpoint": "m3ae_scale.cli.checkpoint",
     "page": "m3ae_scale.cli.page",
     "bench": "m3ae_scale.cli.bench",
+    "report": "m3ae_scale.cli.report",
     "slurm": "m3ae_scale.cli.slurm",
     "sizes": "m3ae_scale.cli.sizes",
 }

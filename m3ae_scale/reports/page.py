@@ -21,7 +21,7 @@ class Section:
     rows: Sequence[Sequence[str]] = ()  # cells as they are shown
     note: str = ""
     wide: bool = False  # one chart a row
-    kind: Literal["", "measured", "projected"] = ""  # said beside the title, and by its looks
+    kind: Literal["", "measured", "fitted", "projected"] = ""  # said beside the title, and by its looks
 
 
 @dataclass(frozen=True)

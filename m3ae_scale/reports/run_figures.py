@@ -5,21 +5,20 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 from typing import Any
 
-from m3ae_scale.config import Experiment
+from m3ae_scale.config import ModelConfig
 from m3ae_scale.sizes import model_parameters, tower_parameters
 
 _CURVE = 60  # points kept of a run's curve
 
 
-def run_figures(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Sum up a run from its `rows`, one a logged step as `read_metrics` gives them.
+def run_figures(batch: int, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Sum up a run of global batch `batch` from its `rows`, one a logged step as `read_metrics` gives them.
 
     Returns steps, samples, seconds (of training), loss (mean of the last tenth), the validation losses of the last
     step, samples_per_second and tokens_per_second (median of log windows, the first left out), step_seconds (median)
     with step_seconds_low and _high (10th and 90th of a hundred), curve ([[samples, seconds, loss], ...]), each where
     the rows have it.
     """
-    batch = experiment.batch.global_
     logged = [row for row in rows if math.isfinite(row.get("loss", math.nan))]
     figures: dict[str, Any] = {"global_batch": batch}
     if not logged:
@@ -42,13 +41,12 @@ def run_figures(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> di
     return figures
 
 
-def model_figures(experiment: Experiment, vocabulary: int) -> dict[str, Any]:
+def model_figures(model: ModelConfig, vocabulary: int) -> dict[str, Any]:
     """Describe a model: parameters (all), tower_parameters (encoder's and decoder's blocks), encoder_parameters.
 
     vocabulary: word pieces. Word embedding and text head are in `parameters` alone: they do not grow with the depth,
     and at small sizes they would hide what the towers do.
     """
-    model = experiment.model
     encoder, decoder = tower_parameters(model.encoder.shape), tower_parameters(model.decoder.shape)
     whole = model_parameters(
         model.encoder.shape,
