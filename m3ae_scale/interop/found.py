@@ -38,9 +38,9 @@ def blocks_in(paths: Iterable[str], pattern: str) -> int:
     return len({match[1] for match in map(partial(re.match, pattern), paths) if match})
 
 
-def heads_of(dim: int) -> int:
-    """Return how many heads a published tower of this width has; where none is published, heads of 64."""
-    return {384: 6, 512: 16, 768: 12, 1024: 16, 1280: 16}.get(dim, max(1, dim // 64))
+def published_heads(dim: int) -> int | None:
+    """Return how many attention heads every published tower of this width has; None where none is published."""
+    return {384: 6, 512: 16, 768: 12, 1024: 16, 1280: 16}.get(dim)
 
 
 def with_pixels(found: Found, mean: Channels, std: Channels) -> Found:

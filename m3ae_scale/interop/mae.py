@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from m3ae_scale.errors import InputError
-from m3ae_scale.interop.found import IMAGENET, Found, blocks_in, heads_of
+from m3ae_scale.interop.found import IMAGENET, Found, blocks_in, published_heads
 from m3ae_scale.model.positions import sincos_2d
 
 _TOLERANCE = 1e-4  # of a stored position: theirs were computed in float32 by another library
@@ -155,4 +155,6 @@ def _model(arrays: Mapping[str, np.ndarray], grid: int) -> dict[str, Any]:
 
 def _tower(arrays: Mapping[str, np.ndarray], blocks: str, dim: int) -> dict[str, int]:
     mlp = arrays.get(f"{blocks}.0.mlp.fc1.weight", np.empty((4 * dim, dim)))
-    return {"dim": dim, "depth": blocks_in(arrays, rf"{blocks}\.(\d+)\."), "heads": heads_of(dim), "mlp_dim": len(mlp)}
+    tower = {"dim": dim, "depth": blocks_in(arrays, rf"{blocks}\.(\d+)\."), "mlp_dim": len(mlp)}
+    heads = published_heads(dim)  # no shape shows them
+    return tower if heads is None else tower | {"heads": heads}

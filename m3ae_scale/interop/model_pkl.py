@@ -12,7 +12,7 @@ import numpy as np
 
 from m3ae_scale.config import Experiment, ModelConfig
 from m3ae_scale.errors import InputError
-from m3ae_scale.interop.found import CC12M, IMAGENET, Found, blocks_in, heads_of
+from m3ae_scale.interop.found import CC12M, IMAGENET, Found, blocks_in, published_heads
 from m3ae_scale.interop.m3ae_public import flax_path, from_flax, to_flax
 from m3ae_scale.interop.pickled_arrays import as_array, as_dict, write_pickle
 from m3ae_scale.interop.pickles import Made, Name, read_pickle
@@ -123,9 +123,9 @@ def _model(path: Path, arrays: Mapping[str, np.ndarray], variant: Mapping[str, A
         outputs = arrays[f"decoder_image_output/Dense_{depth}/bias"].shape[0]
     except KeyError as missing:
         raise InputError(f"{path}: has no {missing}; expected the parameters of an M3AE or a MAE") from None
-    heads = _SIZES.get(flag("model_type", None)) or (
-        flag("num_heads", heads_of(dims[0])),
-        flag("dec_num_heads", heads_of(dims[1])),
+    heads = _SIZES.get(str(flag("model_type", None))) or (
+        flag("num_heads", published_heads(dims[0]) or 1),  # 1: no flag tells, and no shape shows it
+        flag("dec_num_heads", published_heads(dims[1]) or 1),
     )
     text_length = variant.get("data.tokenizer_max_length")
     return {

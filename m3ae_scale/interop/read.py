@@ -34,14 +34,14 @@ def read_found(path: Path, verify: bool = True) -> Found:
             f"{path}: cannot be read ({error.strerror}); give a run folder, a checkpoint, a safetensors file, a "
             "model.pkl of m3ae_public or a .pth of MAE"
         ) from None
+    if head[5:9] == b"\0\0\0{":  # the length of a header, and its first character
+        return _of_file(path)
     if head.startswith(_ZIP):
         return read_mae(path)
     if head.startswith(_LEGACY_TORCH):
         raise InputError(f"{path}: a .pth of torch before 1.6; load it there and save it again with torch.save")
     if head[:1] in (b"\x80", b"(", b"}", b"c"):
         return read_model_pkl(path)
-    if len(head) > 8 and head[8:9] == b"{":
-        return _of_file(path)
     raise InputError(
         f"{path}: begins with {head[:4]!r}, expected a safetensors file, a model.pkl of m3ae_public or a .pth of MAE"
     )
