@@ -51,6 +51,7 @@ EXTRAS["dev"] = [
     "hypothesis>=6.100",
     "webdataset>=1.0,<2",  # what our shards must be readable by, and what the loader is measured against
     "moto[server]>=5",  # an S3 server for the tests
+    "transformers>=5,<6",  # what exported encoders must be readable by
     "ruff>=0.9",
     "mypy>=1.14",
     "import-linter>=2.1",

@@ -20,6 +20,7 @@ VERBS = {
     "eval": "m3ae_scale.cli.eval",
     "reproduce": "m3ae_scale.cli.reproduce",
     "checkpoint": "m3ae_scale.cli.checkpoint",
+    "weights": "m3ae_scale.cli.weights",
     "page": "m3ae_scale.cli.page",
     "bench": "m3ae_scale.cli.bench",
     "report": "m3ae_scale.cli.report",
