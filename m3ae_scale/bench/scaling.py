@@ -53,7 +53,7 @@ def _measure(experiment: Experiment, origins: Origins, cell: Cell, folder: Path)
     values: dict[str, Any] = {
         "run": str(folder),
         "devices": cell.devices,
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "tensor": topology.tensor,
         "zero_stage": resolved.config["zero_optimization"]["stage"],
         "precision": resolved.precision,

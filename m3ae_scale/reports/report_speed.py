@@ -57,9 +57,15 @@ def memory_sections(rows: Sequence[Row], sources: Sources) -> list[Section]:
     done = [row for row in rows if row["status"] == "ok" and row.get("peak_memory_bytes") and _stage(row) is not None]
     sections = []
     if done:
-        series = grouped(done, lambda row: f"ZeRO {_stage(row)}, {_devices(row)} x {_machine(row)}")
-        marks = [_mark(name, best_by_size(group, "peak_memory_bytes", least=True), "peak_memory_bytes", 2**-30)
-                 for name, group in sorted(series.items())]  # fmt: skip
+        several = len({_machine(row) for row in done}) > 1
+        series = grouped(
+            done,
+            lambda row: (
+                f"ZeRO {_stage(row)}, {_devices(row)} rank{'s' * (_devices(row) > 1)}" + several * f", {_machine(row)}"
+            ),
+        )
+        least = {name: best_by_size(group, "peak_memory_bytes", least=True) for name, group in sorted(series.items())}
+        marks = [_mark(name, group, "peak_memory_bytes", 2**-30) for name, group in least.items()]
         chart = plot("Peak memory by size", Axis(_PARAMETERS, log=True), Axis("GiB a rank", log=True), marks)
         table = [
             [
@@ -70,7 +76,7 @@ def memory_sections(rows: Sequence[Row], sources: Sources) -> list[Section]:
                 number(row["peak_memory_bytes"] / 2**30),
                 sources.mark(row),
             ]
-            for row in sorted(done, key=lambda row: (row.get("parameters", 0), _stage(row), _devices(row)))
+            for row in sorted((row for group in least.values() for row in group), key=lambda row: row["parameters"])
         ]
         sections.append(
             Section(
@@ -80,7 +86,7 @@ def memory_sections(rows: Sequence[Row], sources: Sources) -> list[Section]:
                 heads=["size", "ZeRO", "ranks", "device", "peak GiB", "from"],
                 rows=table,
                 note="On a GPU what tensors took at most; on a CPU the whole process, the libraries included, which at "
-                "small sizes is most of it. The chart has the least of each size.",
+                "small sizes is most of it. Of several measurements of one size and stage, the least.",
             )
         )
     sections.append(_projected_states())
