@@ -9,6 +9,9 @@ VERBS = {
     "linear-probe": "m3ae_scale.cli.probe",
     "finetune": "m3ae_scale.cli.finetune",
     "knn": "m3ae_scale.cli.probe",
+    "reconstruct": "m3ae_scale.cli.look",
+    "retrieve": "m3ae_scale.cli.look",
+    "attention": "m3ae_scale.cli.look",
     "ood": "m3ae_scale.cli.probe",
     "embed": "m3ae_scale.cli.probe",
 }
