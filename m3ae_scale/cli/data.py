@@ -48,6 +48,7 @@ def data() -> None:
 )
 @click.option("--shapes", default="", metavar="A,B,...", help="Draw these only.  [default: all]")
 @click.option("--backgrounds", default="", metavar="A,B,...", help="Draw these only.  [default: all]")
+@click.option("--one-large", is_flag=True, help="Draw scenes of one large thing only, for tiny images.")
 @click.option("--vague", type=float, default=0.0, help="Share of captions that name neither shape nor colour.")
 @click.option("--shuffled-captions", is_flag=True, help="Give each image the caption of another, as a control.")
 @click.option("--processes", type=click.IntRange(1), help="Writers.  [default: one per core]")
@@ -64,6 +65,7 @@ def synthesize(
     label: str,
     shapes: str,
     backgrounds: str,
+    one_large: bool,
     vague: float,
     shuffled_captions: bool,
     processes: int | None,
@@ -73,7 +75,7 @@ def synthesize(
 
     settings = Synthesis(
         samples, image_only, text_only, validation, seed, image_size, samples_per_shard, vocabulary,
-        label, _listed(shapes), _listed(backgrounds), vague, shuffled_captions,
+        label, _listed(shapes), _listed(backgrounds), one_large, vague, shuffled_captions,
     )  # fmt: skip
     with _bar("synthesize", settings.total) as advance:
         synthesize(folder, settings, processes, advance)

@@ -29,7 +29,14 @@ from m3ae_scale.data.scenes.words import describe, tell
 from m3ae_scale.data.tokenizer import train_vocabulary
 from m3ae_scale.errors import InputError
 
-_LATER = ("label", "shapes", "backgrounds", "vague", "shuffled_captions")  # settings that came after the first folders
+_LATER = (
+    "label",
+    "shapes",
+    "backgrounds",
+    "one_large",
+    "vague",
+    "shuffled_captions",
+)  # settings that came after the first folders
 VOCABULARY_SAMPLES = 20_000  # captions, and as many texts, that the vocabulary is learned from
 
 
@@ -48,6 +55,7 @@ class Synthesis:
     label: str = ""  # what the cls member holds, a key of scene.CLASSES; all things of a scene are then alike
     shapes: tuple[str, ...] = ()  # that scenes are drawn from; (): all
     backgrounds: tuple[str, ...] = ()  # that scenes are drawn from; (): all
+    one_large: bool = False  # every scene is one large thing
     vague: float = 0.0  # share of captions that name neither shape nor colour
     shuffled_captions: bool = False  # each pair has the caption of the next one: true, but of another image
 
@@ -87,7 +95,7 @@ class Synthesis:
     def palette(self) -> Palette:
         """What scenes are drawn from."""
         backgrounds = self.backgrounds or EVERYTHING.backgrounds
-        return Palette(self.shapes or SHAPES, backgrounds, one_kind=self.label != "")
+        return Palette(self.shapes or SHAPES, backgrounds, self.label != "", self.one_large)
 
     @property
     def total(self) -> int:

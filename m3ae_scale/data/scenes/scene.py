@@ -103,6 +103,7 @@ class Palette:
     shapes: tuple[str, ...] = SHAPES
     backgrounds: tuple[str, ...] = tuple(BACKGROUNDS)
     one_kind: bool = False  # only scenes whose things are all alike: then the scene has one class
+    one_large: bool = False  # only scenes of one large thing: what there is to see at 32 pixels
 
 
 EVERYTHING = Palette()
@@ -129,10 +130,11 @@ def draw_scene(rng: np.random.Generator, palette: Palette = EVERYTHING) -> Scene
     """Draw a scene: a lone thing, two to four that are alike, two unlike, or a few alike and another."""
     shapes, background = palette.shapes, pick(rng, palette.backgrounds)
     layouts = ("lone", "alike") if palette.one_kind else ("lone", "lone", "alike", "alike", "two", "two", "several")
-    layout = pick(rng, layouts)
+    layout = "lone" if palette.one_large else pick(rng, layouts)
     if layout == "lone":
         place = pick(rng, tuple(PLACES))
-        group = _group(rng, background, shapes, pick(rng, tuple(RADII)), [_near(rng, *PLACES[place])])
+        size = "large" if palette.one_large else pick(rng, tuple(RADII))
+        group = _group(rng, background, shapes, size, [_near(rng, *PLACES[place])])
         return Scene(background, (group,), place=place)
     if layout == "alike":
         return Scene(background, (_alike(rng, background, shapes),))

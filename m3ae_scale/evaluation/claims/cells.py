@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import yaml
+from filelock import FileLock
 
 from m3ae_scale.config import Experiment, Origins, load_experiment
 from m3ae_scale.data.synthesize import Synthesis, synthesize
@@ -101,6 +102,12 @@ def make_cell(scale: Scale, folder: Path, arm: Arm, seed: int) -> Cell:
 
 def write_data(scale: Scale, folder: Path, say: Callable[[str], object]) -> None:
     """Write the scenes of `scale`; what is there is kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "data.lock"):  # another process may be at it, for another claim
+        _write_data(scale, folder, say)
+
+
+def _write_data(scale: Scale, folder: Path, say: Callable[[str], object]) -> None:
     for name, settings in scale.data.items():
         values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()

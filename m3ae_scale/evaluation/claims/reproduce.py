@@ -11,6 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from m3ae_scale.config import Experiment, TrackingConfig
 from m3ae_scale.evaluation.claims.cells import Cell, make_cell, run_cell, write_data
 from m3ae_scale.evaluation.claims.files import Claim, Comparison, Scale
@@ -45,9 +47,11 @@ def reproduce(claim: Claim, scale: Scale, folder: Path, say: Callable[[str], obj
     write_data(scale, folder, say)
     cells = cells_of(claim, scale, folder)
     for number, ((arm, seed), cell) in enumerate(cells.items(), start=1):
-        found = cell.figures()
-        state = "kept" if found else "ran"
-        found = found or run_cell(cell)
+        cell.path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(cell.path.with_suffix(".lock")):  # another process may be at it, for a claim that shares it
+            found = cell.figures()
+            state = "kept" if found else "ran"
+            found = found or run_cell(cell)
         seconds = sum(found["seconds"].values())
         say(
             f"cell    {number:3d} of {len(cells)}  {arm}, seed {seed}: top-1 {found['metrics']['top1']:.1%}  "

@@ -84,3 +84,9 @@ def test_a_folder_of_other_settings_is_refused(written: Path) -> None:
 def test_what_cannot_be_drawn_is_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         replace(SETTINGS, **change)
+
+
+def test_one_large_thing_may_be_all_there_is(tmp_path: Path) -> None:
+    synthesize(tmp_path, replace(SETTINGS, samples=20, one_large=True), processes=1)
+    for truth in (json.loads(sample["json"]) for sample in samples(tmp_path)):
+        assert truth["count"] == 1 and truth["size"] == "large" and truth["place"]
