@@ -69,7 +69,13 @@ setup(
     # Experiments, DeepSpeed JSONs and batch scripts travel with the wheel, so that a bare name is found.
     data_files=[
         (f"share/m3ae_scale/{folder.relative_to(HERE)}", [str(f.relative_to(HERE)) for f in sorted(folder.glob("*.*"))])
-        for folder in (HERE / "configs", HERE / "configs" / "ds", HERE / "configs" / "paper", HERE / "slurm")
+        for folder in (
+            HERE / "configs",
+            HERE / "configs" / "ds",
+            HERE / "configs" / "paper",
+            HERE / "configs" / "scaling",
+            HERE / "slurm",
+        )
     ],
     python_requires=">=3.10",
     install_requires=RUNTIME,

@@ -43,3 +43,13 @@ def states(sweep: Sweep, cells: Sequence[Cell], results: Path) -> Iterator[str]:
     done = done_cells(sweep, cells, results)
     for cell in cells:
         yield f"{cell.number}\t{cell.devices}\t{'done' if cell.name in done else 'open'}\t{cell.name}"
+
+
+def open_cells(sweep: Sweep, cells: Sequence[Cell], results: Path) -> dict[int, list[int]]:
+    """Return the numbers of the cells that are not done, by their devices."""
+    done = done_cells(sweep, cells, results)
+    found: dict[int, list[int]] = {}
+    for cell in cells:
+        if cell.name not in done:
+            found.setdefault(cell.devices, []).append(cell.number)
+    return found

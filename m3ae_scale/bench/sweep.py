@@ -10,7 +10,7 @@ layouts:                            # optional: other ways to lay the same train
 grids:                              # each the product of its lists; a cell that stands in several runs once
   - {sizes: [nano, tiny], samples: [4000, 16000]}
   - {sizes: [tiny], samples: [4000], devices: [1, 2]}                     # strong scaling: the same global batch
-  - {sizes: [tiny], samples: [4000], devices: [1, 2], batch: per_device}  # weak: batch and samples x devices
+  - {sizes: [tiny], samples: [4000], devices: [1, 2], per_device: 32}  # weak: 32 samples a step on each
 """
 
 import itertools
@@ -18,7 +18,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
@@ -36,11 +36,10 @@ class Grid(Section):
     """A product of sizes, samples, devices and layouts."""
 
     sizes: Annotated[list[_Name], Field(min_length=1)]
-    samples: Annotated[list[Positive], Field(min_length=1)]  # seen in training; with `batch: per_device`, per device
+    samples: Annotated[list[Positive], Field(min_length=1)]  # seen in training; with `per_device`, on each device
     devices: Annotated[list[Positive], Field(min_length=1)] = [1]
     layouts: Annotated[list[_Name], Field(min_length=1)] = [_PLAIN]
-    # fixed: the experiment's global batch on any number of devices; per_device: that many on each
-    batch: Literal["fixed", "per_device"] = "fixed"
+    per_device: Positive | None = None  # samples of a step on each device; None: batch.global on any number of them
 
 
 class Sweep(Section):
@@ -96,8 +95,9 @@ def read_sweep(path: Path) -> tuple[Sweep, list[Cell]]:
     cells: dict[str, Cell] = {}
     for grid in sweep.grids:
         for size, layout, samples, devices in itertools.product(grid.sizes, grid.layouts, grid.samples, grid.devices):
-            share = devices if grid.batch == "per_device" else 1
-            batch, seen = base.batch.global_ * share, samples * share
+            batch, seen = base.batch.global_, samples
+            if grid.per_device is not None:
+                batch, seen = grid.per_device * devices, samples * devices
             settings = {
                 **sweep.set_,
                 **_named(path, "size", size, sweep.sizes, {name: {"model.size": name} for name in SIZES}),

@@ -70,6 +70,46 @@ def submit(
     click.echo(f"submitted   {' '.join(numbers)}; output in {sbatch.run_folder(loaded)}/slurm-{numbers[0]}.out")
 
 
+@slurm.command(context_settings={"ignore_unknown_options": True})
+@click.argument("path", metavar="SWEEP", type=click.Path(dir_okay=False))
+@click.option("--gpus-per-node", type=click.IntRange(0), required=True, help="One rank each; 0: run on CPUs.")
+@click.option("--tasks-per-node", type=click.IntRange(1), default=1, help="Ranks on a node without GPUs.  [default: 1]")
+@click.option("--dry-run", is_flag=True, help="Show what would be submitted.")
+@click.argument("sbatch_options", nargs=-1, type=click.UNPROCESSED, metavar="[-- SBATCH_OPTION...]")
+def sweep(path: str, gpus_per_node: int, tasks_per_node: int, dry_run: bool, sbatch_options: tuple[str, ...]) -> None:
+    """Submit the open cells of SWEEP, an array for each number of devices, and a job that writes the report after them.
+
+    Submitted again it takes only what is not done. What follows -- goes to sbatch as it is: -- --partition=gpu
+    """
+    from m3ae_scale.bench.run import open_cells
+    from m3ae_scale.bench.sweep import read_sweep
+    from m3ae_scale.slurm import submit as sbatch
+    from m3ae_scale.slurm.sweep import make_arrays, make_report
+
+    if not dry_run:
+        sbatch.require_sbatch()
+    plan, cells = read_sweep(Path(path))
+    folder = Path(plan.folder) / plan.name
+    waiting = open_cells(plan, cells, folder / "results.jsonl")
+    arrays = make_arrays(
+        path, plan.name, folder, waiting, gpus_per_node or tasks_per_node, gpus_per_node > 0,
+        sbatch.find_script("slurm/scaling_sweep.sbatch"), sbatch_options,
+    )  # fmt: skip
+    click.echo(f"cells       {sum(map(len, waiting.values()))} open of {len(cells)}")
+    for array in arrays:
+        click.echo(f"array       {array}")
+    if dry_run or not arrays:
+        return
+    for array in arrays:
+        click.echo(f"SLURM says  it {sbatch.check(array)}")
+    folder.mkdir(parents=True, exist_ok=True)  # sbatch does not make the folder of --output
+    numbers = [sbatch.submit(array) for array in arrays]
+    report = make_report(plan.name, folder, sbatch.find_script("slurm/evaluate.sbatch"), numbers, sbatch_options)
+    click.echo(f"report      {report}")
+    numbers.append(sbatch.submit(report))
+    click.echo(f"submitted   {' '.join(numbers)}; the report will be {folder}/report.html")
+
+
 @slurm.command()
 @experiment_argument
 @set_option

@@ -1,12 +1,13 @@
 """Real training by the shipped script on a real Slurm cluster: whatever happens to the job, the curve is the same."""
 
+import json
 import re
-import sqlite3
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cluster import ROOT, Cluster, wait_for
+import yaml
+from cluster import Cluster, wait_for
 
 from m3ae_scale.training.metrics_file import read_metrics
 
@@ -92,18 +93,30 @@ def test_when_a_node_dies_the_run_goes_on_on_those_left(cluster: Cluster, place:
     wait_for("node2", lambda: "node2 idle" in cluster.nodes())
 
 
-def test_an_array_runs_each_line_of_a_sweep(cluster: Cluster, place: Path) -> None:
-    (place / "sweep.txt").write_text("--set engine.deepspeed=zero1_fp32\n--set engine.deepspeed=zero3_fp32\n")
-    arguments = ("tiny.yaml", "sweep.txt", "--set", "train.length=3 steps")
-    script = str(ROOT / "slurm" / "scaling_sweep.sbatch")
-    variables = {"M3AE_SITE": str(ROOT / "slurm/site.sh")}
-    said = cluster.run("sbatch", "--array=1-2", script, *arguments, cwd=place, **variables)
-    job = re.search(r"\d+", said)[0]
-    for task in ("1", "2"):
-        cluster.await_job(f"{job}_{task}", "COMPLETED", "FAILED")
-    for task, stage in (("1", 1), ("2", 3)):
-        run = place / "runs" / "sweep" / f"tiny-1x1-{task}"
-        assert len([row for row in read_metrics(run / "metrics.jsonl") if "loss" in row]) == 3, cluster.tell(job)
-        assert f'"stage": {stage}' in (run / "deepspeed.json").read_text()
-    with sqlite3.connect(place / "runs" / "sweep" / "mlflow.db") as store:  # opened by both at once
-        assert store.execute("select count(distinct run_uuid) from metrics").fetchone() == (2,)
+def test_a_sweep_ends_in_a_report(cluster: Cluster, place: Path) -> None:
+    sweep = {
+        "name": "try",
+        "experiment": "tiny.yaml",
+        "set": {
+            "data.validation": [{"name": "held-out", "shards": "data/train/paired"}],
+            "engine.overrides": {"train_micro_batch_size_per_gpu": None},
+            "run.checkpoint_every": 0,
+            "run.validation_batches": 1,
+        },
+        "grids": [{"sizes": ["tiny"], "samples": [24], "devices": [1, 2]}],
+    }
+    (place / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    said = cluster.run("m3ae-scale", "slurm", "sweep", "sweep.yaml", "--gpus-per-node=0", cwd=place)
+    *arrays, report = re.search(r"submitted +([\d ]+);", said)[1].split()
+    assert len(arrays) == 2 and "--dependency=afterany:" + ":".join(arrays) in said
+    for job in (*(f"{array}_{cell}" for cell, array in enumerate(arrays, start=1)), report):
+        cluster.await_job(job, "COMPLETED", "FAILED")
+    folder = place / "runs" / "scaling" / "try"
+    rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    assert sorted(row["devices"] for row in rows) == [1, 2], [cluster.tell(array) for array in arrays]
+    losses = [row["loss"] for row in rows]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-5)  # the same training, on one node and on two
+    page = (folder / "report.html").read_text()
+    assert "Strong and weak scaling" in page and "No law is fitted" in page, cluster.tell(report)
+    said = cluster.run("m3ae-scale", "slurm", "sweep", "sweep.yaml", "--gpus-per-node=0", cwd=place)
+    assert said == "cells       0 open of 2\n"  # what is done is not submitted again
