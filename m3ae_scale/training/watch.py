@@ -56,7 +56,8 @@ class Watch:
             if time.monotonic() - self._since > self._hang_after:
                 count = self._count
                 self._write()
-                self._over.wait(min(_OTHERS, self._hang_after / 2))
+                # The first rank speaks for all: were another to leave before, its connections would break.
+                self._over.wait(min(_OTHERS, self._hang_after / 2) * (1 if self._rank == 0 else 3))
                 if self._count == count and not self._over.is_set():
                     if self._rank == 0:
                         print(f"hung: {describe_hang(self._folder, self._hang_after)}", file=sys.stderr, flush=True)

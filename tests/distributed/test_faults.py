@@ -49,7 +49,7 @@ def pretrain(place: Path, name: str, faults: list[dict[str, Any]], *changes: str
     arguments = ["pretrain", "faults.yaml", f"--set=name={name}", *(f"--set={change}" for change in changes)]
     argv = [sys.executable, str(HERE / "faulty_pretrain.py"), json.dumps(faults), *arguments, "--resume"]
     launch = f"import sys; from m3ae_scale.parallel.launch import launch_local; sys.exit(launch_local(2, {argv!r}))"
-    done = subprocess.run([sys.executable, "-c", launch], cwd=place, capture_output=True, text=True, timeout=240)
+    done = subprocess.run([sys.executable, "-c", launch], cwd=place, capture_output=True, text=True, timeout=500)
     assert done.returncode == code, done.stdout[-2000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
 
@@ -127,7 +127,7 @@ def test_a_run_that_gets_no_further_stops_and_says_why(place: Path) -> None:
 
 
 def test_a_rank_that_hangs_ends_the_run_with_the_stacks_of_all(place: Path) -> None:
-    said = pretrain(place, "hung", [{"fault": "hang", "rank": 1, "step": 6}], "guard.hang_after=8", code=EXIT_HUNG)
+    said = pretrain(place, "hung", [{"fault": "hang", "rank": 1, "step": 6}], "guard.hang_after=15", code=EXIT_HUNG)
     assert "rank 1 on " in said and "is behind, at step 6, waiting for data" in said
     stacks = [(place / "runs" / "hung" / "hang" / f"rank_0000{rank}.txt").read_text() for rank in (0, 1)]
     assert "in next_batch" in stacks[1] and "in train" in stacks[0]
