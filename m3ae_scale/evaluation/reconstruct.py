@@ -110,7 +110,7 @@ def _words_section(filled: dict[float, dict[str, Filled]]) -> Section:
         for view, one in filled[ratio].items():
             low, high = wilson(one.right, one.words) if one.words else (0.0, 1.0)
             rows.append(
-                [f"{ratio:.0%}", VIEWS[view], percent(one.accuracy), f"{percent(low)} to {percent(high)}",
+                [f"{ratio:.0%}", VIEWS[view], percent(one.accuracy), f"{percent(max(low, 0.0))} to {percent(high)}",
                  f"{one.nats:.3f}", str(one.words)]
             )  # fmt: skip
     lines = [
@@ -119,8 +119,8 @@ def _words_section(filled: dict[float, dict[str, Filled]]) -> Section:
     ]
     return Section(
         "Hidden words, with and without the image",
-        text="The same words are hidden each time. What the image adds is the difference between the first two; the "
-        "third, the image of another pair, is the control: it should help less than none at all or as little.",
+        text="The same words are hidden each time. The first against the third says whether the image is read; "
+        "the second is what the caption alone gives. A whole image is more than the encoder ever saw in training.",
         charts=[("Share of hidden words right", line_chart("Share of hidden words right", "% hidden", lines))],
         heads=["words hidden", "seen beside the words", "right", "95% interval", "nats a word", "hidden words"],
         rows=rows,

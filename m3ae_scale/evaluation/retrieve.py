@@ -109,4 +109,4 @@ def _only(pairs: Sequence[RawSample], kind: Any) -> list[RawSample]:
 
 def _share(count: int, total: int) -> str:
     low, high = wilson(count, total)
-    return f"{percent(count / total)} [{percent(low)}, {percent(high)}]"
+    return f"{percent(count / total)} [{percent(max(low, 0.0))}, {percent(high)}]"
