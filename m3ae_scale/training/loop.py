@@ -145,6 +145,7 @@ def _handle(run: Run, reason: str) -> bool:
 
 def _report(run: Run, lr: float) -> None:
     """Print, write down and track what was measured since the last report."""
+    _at(run, "report")
     values = run.meters.report(run.steps - run.done, lr)
     bad = _count_bad_samples(run)
     run.saver.settle()

@@ -42,8 +42,6 @@ def next_batch(run: loop.Run) -> Batch:
         os.kill(os.getpid(), signal.SIGKILL)
     if due("crash"):
         raise RuntimeError("a fault of the hardware")
-    for _ in due("hang"):
-        time.sleep(3600)
     for fault in due("clock"):
         time.time = partial(lambda wall, jump: wall() + jump, time.time, fault["seconds"])
     for _ in due("nan_weights"):
@@ -60,12 +58,14 @@ def next_batch(run: loop.Run) -> Batch:
 
 
 class Slow:
-    """A feed that keeps its rank waiting when that is due."""
+    """A feed that keeps its rank waiting, for a while or for ever, when that is due."""
 
     def __init__(self, feed: Any):
         self.feed = feed
 
     def __next__(self) -> Batch:
+        for _ in due("hang"):
+            time.sleep(3600)
         for fault in due("slow"):
             time.sleep(fault["seconds"])
         return next(self.feed)

@@ -130,7 +130,7 @@ def test_a_rank_that_hangs_ends_the_run_with_the_stacks_of_all(place: Path) -> N
     said = pretrain(place, "hung", [{"fault": "hang", "rank": 1, "step": 6}], "guard.hang_after=15", code=EXIT_HUNG)
     assert "rank 1 on " in said and "is behind, at step 6, waiting for data" in said
     stacks = [(place / "runs" / "hung" / "hang" / f"rank_0000{rank}.txt").read_text() for rank in (0, 1)]
-    assert "in next_batch" in stacks[1] and "in train" in stacks[0]
+    assert "in __next__" in stacks[1] and "in train" in stacks[0]
     pretrain(place, "hung", [])  # goes on from the checkpoint of step 4
     assert sorted(rows(place, "hung"))[-1] == STEPS
 
