@@ -10,6 +10,7 @@ The key is a hash of all that the cell depends on: claims that ask for the same 
 import copy
 import hashlib
 import json
+import multiprocessing
 import time
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
@@ -119,8 +120,19 @@ def _write_data(scale: Scale, folder: Path, say: Callable[[str], object]) -> Non
 def run_cell(cell: Cell) -> dict[str, Any]:
     """Pretrain `cell` where that is left to do, measure it, and keep what was found; what it prints goes to a log.
 
-    Raises SystemExit when training was asked to stop: it has saved, and a second call goes on.
+    Done in a fork of this process, as DeepSpeed starts once in a process; what is imported need not be again.
+    Raises SystemExit with the code of a cell that failed, or that was asked to stop: a second call goes on.
     """
+    child = multiprocessing.get_context("fork").Process(target=_run, args=(cell,))
+    child.start()
+    child.join()
+    found = cell.figures()
+    if found is None:
+        raise SystemExit(child.exitcode if child.exitcode and child.exitcode > 0 else 1)
+    return found
+
+
+def _run(cell: Cell) -> None:
     experiment, origins = cell.write()
     cell.run.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
@@ -141,7 +153,6 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     aside = cell.run / f"{_DONE}.partial"
     aside.write_text(json.dumps(found, indent=1, default=str) + "\n")
     aside.replace(cell.run / _DONE)
-    return found
 
 
 def _measure(cell: Cell, experiment: Experiment, groups: Groups) -> dict[str, float]:
