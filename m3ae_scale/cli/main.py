@@ -23,6 +23,7 @@ VERBS = {
     "weights": "m3ae_scale.cli.weights",
     "page": "m3ae_scale.cli.page",
     "bench": "m3ae_scale.cli.bench",
+    "profile": "m3ae_scale.cli.profile",
     "report": "m3ae_scale.cli.report",
     "slurm": "m3ae_scale.cli.slurm",
     "sizes": "m3ae_scale.cli.sizes",
