@@ -73,6 +73,7 @@ setup(
             HERE / "configs",
             HERE / "configs" / "ds",
             HERE / "configs" / "paper",
+            HERE / "configs" / "throughput",
             HERE / "configs" / "scaling",
             HERE / "slurm",
         )
