@@ -5,8 +5,9 @@ on visible tokens, the decoder on all, the heads on predicted ones, attention on
 GELU, gathers and the optimizer are not.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from m3ae_scale.batch import Batch, Stream
@@ -81,6 +82,21 @@ def step_flops(model: ModelConfig, vocabulary: int, work: Work) -> float:
     """Model FLOPs of forward and backward: three times the forward, but pixels take no gradient."""
     parts = forward_flops(model, vocabulary, work)
     return 3 * sum(parts) - parts.embed
+
+
+def batch_flops(model: ModelConfig, vocabulary: int, batch: Batch) -> Tensor:
+    """`step_flops` of a batch as a float64 number on its device, which nobody waits for."""
+    streams = {"encoder_pairs": batch.encoder, "decoder_pairs": batch.decoder}
+    pairs: dict[str, Any] = {name: pairs_per_sample(stream).sum() for name, stream in streams.items()}
+    work = Work(
+        patches=len(batch.visible_patches),
+        encoder_tokens=len(batch.encoder.order),
+        decoder_tokens=len(batch.decoder.order),
+        image_targets=len(batch.image_targets.row),
+        text_targets=len(batch.text_targets.row),
+        **pairs,
+    )
+    return torch.as_tensor(step_flops(model, vocabulary, work))
 
 
 def hardware_flops(model: ModelConfig, vocabulary: int, work: Work, recompute: str = "none") -> float:

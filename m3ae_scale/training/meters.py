@@ -77,11 +77,19 @@ class Meters:
         device: torch.device | str,
         reduce: Reduce = one_process,
         earlier_seconds: float = 0.0,
+        flops: Callable[[Batch], Tensor] | None = None,
+        peak: float | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ):
-        """earlier_seconds: training time of the lives before a resume, see metrics_file.trained_seconds."""
+        """Begin to measure.
+
+        earlier_seconds: training time of the lives before a resume, see metrics_file.trained_seconds; flops: model
+        FLOPs of a step on a batch, a number on the device; peak: FLOP/s of all ranks' devices, by their datasheet.
+        """
         self._losses = LossSums(device)
         self._reduce, self._clock = reduce, clock
+        self._flops_of, self._peak = flops, peak
+        self._flops = torch.zeros(1, dtype=torch.float64, device=device)
         self._gradient_norms: list[Tensor | float] = []
         self._step_seconds: list[float] = []
         self._born = self._window = self._last_step = clock()
@@ -92,6 +100,8 @@ class Meters:
     def add(self, losses: Losses, objective: Tensor, batch: Batch) -> None:
         """Take in one micro-batch. objective: (S,), what the optimizer minimises for each sample."""
         self._losses.add(losses, objective, batch)
+        if self._flops_of is not None:
+            self._flops += self._flops_of(batch)
 
     def step(self, gradient_norm: Tensor | float | None, applied: bool = True) -> None:
         """Close one optimizer step; what was added since the last one counts only if it was applied.
@@ -124,7 +134,8 @@ class Meters:
 
         Returns loss, image_loss, text_loss, text_accuracy (means over samples); lr; gradient_norm (of the last step),
         gradient_norm_max; samples_per_second, tokens_per_second (all ranks, real tokens); step_seconds (median),
-        step_seconds_max (by the host's clock); seconds (of training so far, earlier lives included), eta_seconds.
+        step_seconds_max (by the host's clock); model_flops_per_second (all ranks, useful tokens only) and mfu, its
+        share of the datasheet's, where known; seconds (of training so far, earlier lives included), eta_seconds.
         """
         values, samples, tokens = self._losses.means(self._reduce)  # reads the device: its work is done from here on
         now = self._clock()
@@ -135,6 +146,11 @@ class Meters:
         training = now - self._window - self._pauses
         if training > 0:
             values |= {"samples_per_second": samples / training, "tokens_per_second": tokens / training}
+        if self._flops_of is not None and training > 0:
+            values["model_flops_per_second"] = float(self._reduce(self._flops)) / training
+            self._flops = torch.zeros_like(self._flops)
+            if self._peak is not None:
+                values["mfu"] = values["model_flops_per_second"] / self._peak
         if self._step_seconds:
             values |= {
                 "step_seconds": statistics.median(self._step_seconds),
@@ -164,6 +180,7 @@ def progress_line(step: int, steps: int, values: dict[str, float]) -> str:
             f"text {column('text_loss', '.4f', 7)}",
             f"{column('samples_per_second', '.4g', 5)} samples/s",
             f"{tokens:>5} tokens/s",
+            *([f"MFU {values['mfu']:.1%}"] if "mfu" in values else []),
             f"lr {column('lr', '.1e', 7)}",
             f"eta {eta}",
         )

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 
 from m3ae_scale.config import Experiment, Origins, save_experiment
@@ -17,6 +18,8 @@ from m3ae_scale.engine.build import build
 from m3ae_scale.engine.checkpoint import load_latest
 from m3ae_scale.engine.deepspeed_config import Resolved, resolve
 from m3ae_scale.errors import EXIT_MISTAKE, EXIT_STOPPED, InputError
+from m3ae_scale.kernels.peak import peak_flops
+from m3ae_scale.model.flops import batch_flops
 from m3ae_scale.parallel.groups import Groups, close_groups, open_groups
 from m3ae_scale.parallel.launch import Ranks, find_ranks
 from m3ae_scale.parallel.topology import Topology
@@ -109,6 +112,7 @@ def prepare(
     stop = StopRequest(groups.device)
     at_the_end.callback(stop.release)
     metrics = folder / "metrics.jsonl"
+    peak = peak_flops(groups.device, torch.bfloat16 if resolved.precision == "bf16" else torch.float32)
 
     def rewind() -> int | None:
         """Go back to the last good checkpoint; returns its step, None where there is none yet."""
@@ -131,7 +135,13 @@ def prepare(
         accumulation=resolved.plan.accumulation,
         validation=validation,
         piece=lambda word: tokenizer.words_of([word])[0],
-        meters=Meters(groups.device, groups.sum, trained_seconds(metrics, done)),
+        meters=Meters(
+            groups.device,
+            groups.sum,
+            trained_seconds(metrics, done),
+            flops=lambda batch: batch_flops(experiment.model, tokenizer.size, batch),
+            peak=peak * groups.topology.world if peak is not None else None,
+        ),
         tracker=tracker,
         saver=saver,
         rewind=rewind,

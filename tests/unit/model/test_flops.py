@@ -17,7 +17,7 @@ from m3ae_scale.engine.recompute import apply_recompute
 from m3ae_scale.kernels.choose import choose
 from m3ae_scale.kernels.peak import datasheet, matmul_ceiling
 from m3ae_scale.model import M3AE, PlainLayers
-from m3ae_scale.model.flops import forward_flops, hardware_flops, pairs_per_sample, step_flops, work_of
+from m3ae_scale.model.flops import batch_flops, forward_flops, hardware_flops, pairs_per_sample, step_flops, work_of
 from m3ae_scale.model.losses import objective
 
 WORDS = 31
@@ -67,6 +67,7 @@ LENGTHS = st.lists(st.tuples(st.integers(0, 16), st.integers(1, 12)), min_size=1
 )
 def test_a_step_is_what_torch_counts(lengths: list[tuple[int, int]], head_depth: int) -> None:
     model, batch = config(output_head_depth=head_depth), batch_of(lengths)
+    assert float(batch_flops(model, WORDS, batch)) == step_flops(model, WORDS, work_of(batch))
     assert step_flops(model, WORDS, work_of(batch)) == counted(model, batch)
 
 

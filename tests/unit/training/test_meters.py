@@ -76,7 +76,8 @@ class Clock:
 
 def test_speed_counts_training_time_only_and_each_window_begins_anew():
     clock = Clock()
-    meters = Meters("cpu", earlier_seconds=50.0, clock=clock)
+    flops = torch.tensor(6.0, dtype=torch.float64)
+    meters = Meters("cpu", earlier_seconds=50.0, flops=lambda batch: flops, peak=9.0, clock=clock)
     content = [(1.0, 1.0, None)] * 8
     for seconds, norm in ((5.0, torch.tensor(3.0)), (1.0, 7.0), (2.0, torch.tensor(2.0))):
         meters.add(*micro_batch(content))
@@ -87,6 +88,8 @@ def test_speed_counts_training_time_only_and_each_window_begins_anew():
     row = meters.report(remaining_steps=10, lr=1e-3)
     assert row["samples_per_second"] == pytest.approx(24 / 8)
     assert row["tokens_per_second"] == pytest.approx(72 / 8)
+    assert row["model_flops_per_second"] == pytest.approx(18 / 8) and row["mfu"] == pytest.approx(2 / 8)
+    assert "MFU 25.0%" in progress_line(3, 13, row)
     assert (row["gradient_norm"], row["gradient_norm_max"]) == (2.0, 7.0)
     assert (row["step_seconds"], row["step_seconds_max"]) == (2.0, 5.0)
     assert row["seconds"] == pytest.approx(158.0)
@@ -96,6 +99,7 @@ def test_speed_counts_training_time_only_and_each_window_begins_anew():
     clock.tick(0.5)
     meters.step(None)
     row = meters.report(remaining_steps=9, lr=1e-3)
+    assert row["model_flops_per_second"] == pytest.approx(6 / 0.5)
     assert row["loss"] == 4.0 and row["samples_per_second"] == pytest.approx(2.0)
     assert row["step_seconds_max"] == pytest.approx(0.5) and "gradient_norm" not in row
 
