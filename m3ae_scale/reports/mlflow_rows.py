@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -27,6 +28,9 @@ def mlflow_rows(uri: str, experiment: str | None = None) -> list[dict[str, Any]]
 
     Raises InputError where the store cannot be read, or has no such experiment.
     """
+    store = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not store.is_file():  # MLflow would make one
+        raise InputError(f"--mlflow {uri}: found no {store}; give the store that the runs are in")
     client = MlflowClient(uri)
     try:
         known = {found.experiment_id: found.name for found in client.search_experiments()}

@@ -54,7 +54,7 @@ def plot(title: str, x: Axis, y: Axis, marks: Sequence[Mark], level: float | Non
         axes.set_xlabel(x.name, color=INK)
         axes.set_title(y.name, color=INK, loc="left", fontsize=10)
         axes.grid(color=GRID, linewidth=0.7)
-        names = [mark.name for mark in marks if mark.name]
+        _, names = axes.get_legend_handles_labels()
         if len(names) > 1:
             axes.figure.legend(
                 loc="outside lower left", ncols=_columns(names), frameon=False, labelcolor=INK, fontsize=9.5,

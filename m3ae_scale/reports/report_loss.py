@@ -21,9 +21,9 @@ _HEADS = (
 _SAMPLES = Axis("samples seen", log=True)
 
 
-def loss_sections(rows: Sequence[Row], sources: Sources) -> list[Section]:
+def loss_sections(rows: Sequence[Row], sources: Sources) -> list[Section | None]:
     """Draw the losses of every sweep, the law fitted to them with its residuals, and what the law projects."""
-    sections: list[Section] = []
+    sections: list[Section | None] = []
     for sweep, group in grouped(_finished(rows), lambda row: row["cell"]["sweep"]).items():
         fit = fit_law([_point(row) for row in law_rows(group)])
         sections.append(_measured(sweep, group, fit, sources))
@@ -70,13 +70,16 @@ def _measured(sweep: str, rows: Sequence[Row], fit: Fit | NoFit, sources: Source
         marks: list[Mark] = []
         for colour, (size, group) in enumerate(sizes.items()):
             known = [row for row in group if row.get(key)]
+            if not known:
+                continue
             marks.append(
                 Mark(size, [row[key] for row in known], [row["validation_loss"] for row in known],
                      "points" if isinstance(fit, Fit) else "both", colour)
             )  # fmt: skip
-            if isinstance(fit, Fit) and known:
+            if isinstance(fit, Fit):
                 marks.append(_law_line(fit, known, key, colour))
-        charts.append((title, plot(title, Axis(name, log=True), loss, marks)))
+        if marks:
+            charts.append((title, plot(title, Axis(name, log=True), loss, marks)))
     curves = [
         Mark(size, [point[1] for point in longest["curve"]], [point[2] for point in longest["curve"]], "line", colour)
         for colour, (size, group) in enumerate(sizes.items())
@@ -143,9 +146,11 @@ def _fitted(sweep: str, rows: Sequence[Row], fit: Fit) -> Section:
     )
 
 
-def _projected(sweep: str, rows: Sequence[Row], fit: Fit) -> Section:
+def _projected(sweep: str, rows: Sequence[Row], fit: Fit) -> Section | None:
     """Extend the law to 10 and 100 times the compute of the largest training, at the size that is best by it."""
     kept = [row for row in law_rows(rows) if row.get("model_flops_per_sample")]
+    if not kept:
+        return None
     largest = max(kept, key=lambda row: row["model_flops"])
     per_sample = _flops_of_size(kept)
     table = []
