@@ -19,7 +19,13 @@ from m3ae_scale.interop.pickles import Made, Name, read_pickle
 from m3ae_scale.interop.shapes import parameter_shapes
 from m3ae_scale.model.pixels import Channels
 
-_SIZES = {"small": (6, 16), "base": (12, 16), "large": (16, 16), "huge": (16, 16), "debug": (16, 16)}  # model_type: heads
+_SIZES = {
+    "small": (6, 16),
+    "base": (12, 16),
+    "large": (16, 16),
+    "huge": (16, 16),
+    "debug": (16, 16),
+}  # model_type: heads
 _NORMALISATIONS = {"imagenet": IMAGENET, "cc12m": CC12M, "none": ((0.0,) * 3, (1.0,) * 3)}
 _DEEPEST, _MOST = 12, 100_000  # of the tree of parameters: an honest one has 5 levels and some hundred leaves
 
