@@ -160,7 +160,7 @@ def _open_shards(place: str, indexed: IndexedSource, cache: Cache, label: str | 
     number_of = {name: i for i, name in enumerate(classes)}
     digest = hashlib.blake2b(f"{indexed.digest()}/{indexed.kind}".encode(), digest_size=12)
     for shard in range(len(indexed.counts)):
-        digest.update(str(indexed.bytes_of(shard)).encode())
+        digest.update(indexed.rows(shard).tobytes())  # where each member lies, and its bytes: names and sizes may agree
     return LabelledSet(
         place,
         tuple(classes),

@@ -103,9 +103,9 @@ def write_claim(claim: Claim, scale: Scale, folder: Path) -> Path:
         "scale": scale.scale,
         "about": scale.about,
         "verdict": verdict,
-        "comparisons": [asdict(one) for one in judged],
+        "comparisons": [{**asdict(one), "difference": _plain(one.difference)} for one in judged],
         "not_compared": [c.model_dump() for c in missing],
-        "arms": {arm: {m: asdict(one) for m, one in row.items()} for arm, row in table.items()},
+        "arms": {arm: {m: _plain(one) for m, one in row.items()} for arm, row in table.items()},
         "by_seed": {
             arm: {seed: {"key": f["key"], "seconds": f["seconds"], **f["metrics"]} for seed, f in seeds.items()}
             for arm, seeds in figures.items()
@@ -119,6 +119,15 @@ def write_claim(claim: Claim, scale: Scale, folder: Path) -> Path:
     write_page(_page(claim, scale, verdict, table, judged, missing, told), page)
     _track(claim, scale, folder, judged, table, (path, page))
     return page
+
+
+def _plain(one: Estimate) -> dict[str, Any]:
+    """An estimate as JSON has it: a single seed has no interval."""
+    return asdict(one) if one.n > 1 else {"mean": one.mean, "low": None, "high": None, "n": one.n}
+
+
+def _between(one: dict[str, Any], form: str = "{:.3f}") -> str:
+    return "one seed" if one["low"] is None else f"{form.format(one['low'])} to {form.format(one['high'])}"
 
 
 def _same(comparison: Comparison, judged: Judged) -> bool:
@@ -170,7 +179,7 @@ def _page(
                 (
                     arm,
                     str(row["top1"].n),
-                    *(f"{one.mean:.3f} ({one.low:.3f} to {one.high:.3f})" for one in row.values()),
+                    *(f"{one.mean:.3f} ({_between(_plain(one))})" for one in row.values()),
                 )
                 for arm, row in table.items()
             ],
@@ -191,7 +200,7 @@ def _interval(name: str, one: Estimate) -> Interval:
 
 
 def _cells(one: Estimate) -> tuple[str, str]:
-    return f"{one.mean:+.3f}", f"{one.low:+.3f} to {one.high:+.3f}"
+    return f"{one.mean:+.3f}", _between(_plain(one), "{:+.3f}")
 
 
 def _track(
@@ -220,12 +229,12 @@ def as_text(path: Path) -> list[str]:
     found = json.loads(path.read_text())
     lines = [f"{found['claim']}, scale {found['scale']}: {found['verdict']}", f"  {found['statement']}"]
     for arm, row in found["arms"].items():
-        figures = "  ".join(f"{m} {one['mean']:.3f} ({one['low']:.3f} to {one['high']:.3f})" for m, one in row.items())
+        figures = "  ".join(f"{m} {one['mean']:.3f} ({_between(one)})" for m, one in row.items())
         lines.append(f"  {arm:20s} {figures}")
     for one in found["comparisons"]:
         gap = one["difference"]
         lines.append(
             f"  {one['better']} over {one['worse']}, {one['measure']}: {gap['mean']:+.3f} "
-            f"({gap['low']:+.3f} to {gap['high']:+.3f}, {gap['n']} seeds): {one['verdict']}"
+            f"({_between(gap, '{:+.3f}')}, {gap['n']} seeds): {one['verdict']}"
         )
     return lines

@@ -94,3 +94,12 @@ def test_what_cannot_be_used_is_told(tmp_path: Path, make, taken, label, message
     with pytest.raises(InputError, match=message) as told:
         open_labelled(make(tmp_path), taken, DATA, label)
     assert "\n" not in str(told.value)
+
+
+def test_sets_of_the_same_names_and_bytes_are_told_apart(tmp_path: Path) -> None:
+    # Tars are padded to blocks: sets of one size are easily of one length, and must not share their kept features.
+    one, other = (
+        digits.write_shards(tmp_path / name, part) for name, part in (("a", slice(0, 30)), ("b", slice(30, 60)))
+    )
+    assert (one / "00000.tar").stat().st_size == (other / "00000.tar").stat().st_size
+    assert open_labelled(str(one), "image", DATA).identity != open_labelled(str(other), "image", DATA).identity
