@@ -23,7 +23,7 @@ def test_exposed_communication_is_what_no_kernel_hides() -> None:
         event("encoder.transformer", "user_annotation", 0, 10),  # the host's time of it
         {"ph": "M", "name": "process_name"},
     ]
-    rows = dict(line.strip("| ").split(" | ") for line in describe(events, 1, on_gpu=True) if line.count("|") == 3)
+    rows = dict(line.strip("| ").split(" | ") for line in describe(events, 1, on_gpu=True) if " | " in line)
     assert rows["communication that nothing hid"] == "0.50"
     assert rows["communication"] == "1.00"
     assert rows["device waiting for the host"] == "0.50"
@@ -33,6 +33,6 @@ def test_exposed_communication_is_what_no_kernel_hides() -> None:
 
 def test_on_a_cpu_the_hosts_ranges_count() -> None:
     events = [event("text_head", "user_annotation", 0, 3000), event("c10d::allreduce_", "cpu_op", 0, 1000)]
-    rows = dict(line.strip("| ").split(" | ") for line in describe(events, 2, on_gpu=False) if line.count("|") == 3)
+    rows = dict(line.strip("| ").split(" | ") for line in describe(events, 2, on_gpu=False) if " | " in line)
     assert rows["text_head (forward)"] == "1.50"
     assert rows["communication (on a CPU nothing hides it)"] == "0.50"
