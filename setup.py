@@ -73,6 +73,8 @@ setup(
             HERE / "configs",
             HERE / "configs" / "ds",
             HERE / "configs" / "paper",
+            HERE / "configs" / "claims",
+            HERE / "configs" / "claims" / "scales",
             HERE / "configs" / "throughput",
             HERE / "configs" / "scaling",
             HERE / "slurm",
