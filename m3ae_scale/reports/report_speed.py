@@ -157,10 +157,20 @@ def peers_section(rows: Sequence[Row], sources: Sources) -> Section | None:
         "Peers, side by side in one run",
         kind="measured",
         charts=charts,
-        heads=["task", "what", "samples/s", "step s", "from"],
-        rows=[[_task(row), _peer(row), f"{row['samples_per_second']:,.4g}", number(row.get("step_seconds")),
-               sources.mark(row)] for row in done],
-    )  # fmt: skip
+        heads=["task", "what", "samples/s", "step s", "m3ae_scale is so many times as fast", "from"],
+        rows=[
+            [
+                _task(row),
+                _peer(row),
+                f"{row['samples_per_second']:,.4g}",
+                number(row.get("seconds_per_step", row.get("step_seconds"))),
+                " to ".join(f"{row[key]:.2f}" for key in ("times_ours_lowest", "times_ours_highest") if row.get(key)),
+                sources.mark(row),
+            ]
+            for row in done
+        ],
+        note="Taken in turns in one run; the last column is the range over its rounds, below 1 where the peer is faster.",
+    )
 
 
 def grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
@@ -259,7 +269,12 @@ def _machine(row: Row) -> str:
 
 def _task(row: Row) -> str:
     cell = row["cell"]
-    return ", ".join(str(cell[key]) for key in ("task", "size", "data", "precision") if key in cell)
+    parts = [str(cell[key]) for key in ("task", "size", "precision", "device") if key in cell]
+    if "encoder" in cell:
+        parts.insert(0, "x".join(map(str, cell["encoder"][:2])))
+    if "text" in cell:
+        parts.insert(0, "pairs" if cell["text"] else "images")
+    return ", ".join(parts)
 
 
 def _peer(row: Row) -> str:
