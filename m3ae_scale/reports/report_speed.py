@@ -169,7 +169,7 @@ def peers_section(rows: Sequence[Row], sources: Sources) -> Section | None:
             ]
             for row in done
         ],
-        note="Taken in turns in one run; the last column is the range over its rounds, below 1 where the peer is faster.",
+        note="In turns in one run; the last column is the range over its rounds, below 1 where the peer is faster.",
     )
 
 
