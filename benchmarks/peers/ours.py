@@ -70,7 +70,7 @@ def main() -> None:
         chosen = choose(experiment.kernels, groups.device.type, dtype)
         kernels = str(chosen)
         model = build_model(experiment, task["vocabulary"], PlainLayers(), chosen)
-        draw_values(model, 0, groups)
+        draw_values(model, 0, groups, {})
         model.to(groups.device)
         optimizer = build_adam("torch", parameter_groups(model, 0.05), experiment.optimizer, 1e-4)
 
