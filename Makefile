@@ -38,7 +38,7 @@ quickstart: $(READY)  ## make data, train a tiny M3AE on 2 processes with ZeRO-3
 test: $(READY_DEV)  ## run every test; prints where the time went
 	@echo "building DeepSpeed's CPU operations (g++, minutes the first time)"; start=$$(date +%s); \
 	python tests/build_operations.py && echo "built: $$(( $$(date +%s) - start )) s"
-	python -m pytest -n 2 --dist loadgroup --durations=15 $(PYTEST_ARGS)
+	python -m pytest --durations=15 $(PYTEST_ARGS)
 
 lint: $(READY_DEV)  ## ruff, mypy and the import contracts
 	ruff check .

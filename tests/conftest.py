@@ -53,21 +53,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"{seconds:8.1f} s  {_counts[folder]:5d} tests  {folder}")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let tests that share something costly run in one process of pytest-xdist, the longest first."""
-    first = ("slurm", "e2e", "distributed")  # folders of minutes; the two first have fixtures for all their tests
-
-    def group(item: pytest.Item) -> str:
-        folder = item.path.relative_to(ROOT / "tests").parts[0]
-        return folder if folder in first[:2] else str(item.path)
-
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
-    places = {folder: place for place, folder in enumerate(first)}
-    items.sort(key=lambda item: places.get(item.path.relative_to(ROOT / "tests").parts[0], len(first)))
-
-
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The root of the project."""
