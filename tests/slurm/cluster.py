@@ -5,8 +5,11 @@ import re
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 LOCAL = ROOT / "slurm" / "local_cluster"
@@ -79,3 +82,14 @@ class Cluster:
         log = self.state / "slurmctld.log"
         parts = [str(job), *(path.read_text()[-4000:] for path in (out, log) if path.exists())]
         return "\n".join(parts)
+
+
+def start_or_skip(cluster: Cluster, nodes: str = "2") -> Cluster:
+    """Start the cluster; without Slurm, where it cannot be installed either, the test is skipped and says so."""
+    done = cluster.local("start", nodes)
+    if "not installed" in done.stderr or "could not install" in done.stderr:
+        reason = f"NO SLURM HERE, its tests are left out: {done.stderr.strip().splitlines()[-1]}"
+        warnings.warn(reason, stacklevel=1)
+        pytest.skip(reason)
+    assert done.returncode == 0, done.stderr
+    return cluster

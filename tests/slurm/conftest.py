@@ -1,12 +1,11 @@
 """One cluster of two nodes for all tests of this folder, and a folder to run in."""
 
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-from cluster import Cluster
+from cluster import Cluster, start_or_skip
 
 from m3ae_scale.data.synthesize import Synthesis, synthesize
 
@@ -18,17 +17,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     running = start_or_skip(Cluster(tmp_path_factory.mktemp("slurm") / "state", port=27000))
     yield running
     running.local("stop")
-
-
-def start_or_skip(cluster: Cluster, nodes: str = "2") -> Cluster:
-    """Start the cluster; without Slurm, where it cannot be installed either, the test is skipped and says so."""
-    done = cluster.local("start", nodes)
-    if "not installed" in done.stderr or "could not install" in done.stderr:
-        reason = f"NO SLURM HERE, its tests are left out: {done.stderr.strip().splitlines()[-1]}"
-        warnings.warn(reason, stacklevel=1)
-        pytest.skip(reason)
-    assert done.returncode == 0, done.stderr
-    return cluster
 
 
 @pytest.fixture(scope="session")

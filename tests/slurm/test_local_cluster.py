@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, wait_for
-from conftest import start_or_skip
+from cluster import Cluster, start_or_skip, wait_for
 
 
 @pytest.fixture
