@@ -35,7 +35,7 @@ def test_the_intervals_hold_the_truth_about_as_often_as_they_say(law: Law) -> No
     held = {name: 0 for name in ("floor", "size_exponent", "data_exponent")}
     predicted, seeds = 0, 8
     for seed in range(seeds):
-        fit = fit_law(drawn(law, 0.003, seed), resamples=40)
+        fit = fit_law(drawn(law, 0.003, seed), resamples=150)
         assert isinstance(fit, Fit), fit
         for name in held:
             low, high = fit.interval(name)
