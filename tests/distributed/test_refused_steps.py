@@ -20,7 +20,7 @@ def run(stage: int, **more: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("tensor", [1, 2])
 def test_a_step_not_applied_changes_nothing(tensor: int) -> None:
-    runs = [run(stage, bf16=bf16) for stage in range(4) for bf16 in (False, True)]
+    runs = [run(stage) for stage in range(4)] + [run(stage, bf16=True) for stage in (0, 2, 3)]
     if tensor == 1:
         runs = [{**each, "accumulation": 2} for each in runs] + [run(2, offload=True)]
     expected = plain_curve(experiment(), STEPS, LR, CLIP, not_applied=[*UNWANTED, *BROKEN])
