@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from serve import read_batches, read_task, serve
+from serve import read_batches, read_task
 from torch import Tensor, nn
+from torch_steps import serve_training
 
 KEEP = 0.25
 
@@ -131,18 +132,13 @@ def main() -> None:
     data = [{key: torch.from_numpy(value).to(device) for key, value in batch.items()} for batch in read_batches(task)]
     for batch in data:
         batch["text"] = batch["text"].long()
-    amp = torch.autocast(device.type, torch.bfloat16, enabled=task["precision"] == "bf16")
 
-    def step(number: int) -> None:
+    def loss(number: int) -> Tensor:
         batch = data[number % len(data)]
         words = (batch["text"], batch["padding"]) if task["text"] else (None, None)
-        with amp:
-            loss = model(batch["image"], *words)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        return model(batch["image"], *words)
 
-    serve(step, torch.cuda.synchronize if device.type == "cuda" else lambda: None, {"torch": torch.__version__})
+    serve_training(task, optimizer, loss, {"torch": torch.__version__})
 
 
 if __name__ == "__main__":

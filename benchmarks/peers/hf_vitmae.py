@@ -2,7 +2,8 @@
 
 import torch
 import transformers
-from serve import read_batches, read_task, serve
+from serve import read_task
+from torch_steps import images_of, serve_training
 
 
 def main() -> None:
@@ -27,21 +28,14 @@ def main() -> None:
     )
     model = transformers.ViTMAEForPreTraining(config).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05)
-    images = [
-        torch.from_numpy(batch["image"]).permute(0, 3, 1, 2).contiguous().to(device) for batch in read_batches(task)
-    ]
-    amp = torch.autocast(device.type, torch.bfloat16, enabled=task["precision"] == "bf16")
+    images = images_of(task)
 
-    def step(number: int) -> None:
-        with amp:
-            loss = model(images[number % len(images)]).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    def loss(number: int) -> torch.Tensor:
+        return model(images[number % len(images)]).loss
 
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     attention = getattr(model.config, "_attn_implementation", None)
-    serve(step, torch.cuda.synchronize if device.type == "cuda" else lambda: None, versions | {"attention": attention})
+    serve_training(task, optimizer, loss, versions | {"attention": attention})
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from serve import read_batches, read_task, serve
+from serve import read_task
+from torch_steps import images_of, serve_training
 
 
 def stand_in_for_torchvision() -> None:
@@ -78,20 +79,13 @@ def main() -> None:
         norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6),
     ).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05)
-    images = [
-        torch.from_numpy(batch["image"]).permute(0, 3, 1, 2).contiguous().to(device) for batch in read_batches(task)
-    ]
-    amp = torch.autocast(device.type, torch.bfloat16, enabled=task["precision"] == "bf16")
+    images = images_of(task)
 
-    def step(number: int) -> None:
-        with amp:
-            loss, _, _ = model(images[number % len(images)], mask_ratio=0.75)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    def loss(number: int) -> torch.Tensor:
+        return model(images[number % len(images)], mask_ratio=0.75)[0]
 
     versions = {"torch": torch.__version__, "timm": timm.__version__}
-    serve(step, torch.cuda.synchronize if device.type == "cuda" else lambda: None, versions)
+    serve_training(task, optimizer, loss, versions)
 
 
 if __name__ == "__main__":

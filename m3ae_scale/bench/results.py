@@ -8,12 +8,12 @@ status, is done: a sweep goes on with the others.
 import fcntl
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from m3ae_scale.errors import InputError
+from m3ae_scale.training.json_lines import append_line, read_lines
 from m3ae_scale.training.provenance import provenance
 
 Row = dict[str, Any]
@@ -34,17 +34,11 @@ def append_row(
     process that measured, by default this one's. Several processes may append to one file.
     """
     row = {"bench": bench, "cell": dict(cell), "status": status, **values, "provenance": source or provenance()}
-    line = json.dumps(_plain(row)) + "\n"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        size = file.seek(0, os.SEEK_END)
-        if size:
-            file.seek(size - 1)
-            if file.read(1) != b"\n":  # a writer was killed in its line
-                line = "\n" + line
-        file.write(line.encode())
+    with open(path, "ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        append_line(path, _plain(row))
     return row
 
 
@@ -54,18 +48,10 @@ def read_rows(path: str | Path, bench: str | None = None) -> list[Row]:
     Raises InputError for a file that cannot be read.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8", errors="replace")
+        rows = list(read_lines(path))
     except OSError as error:
         raise InputError(f"{path}: cannot read results ({error.strerror}); give a .jsonl file of a benchmark") from None
-    rows = []
-    for line in text.splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict) and (bench is None or row.get("bench") == bench):
-            rows.append(row)
-    return rows
+    return [row for row in rows if isinstance(row, dict) and (bench is None or row.get("bench") == bench)]
 
 
 def cells_done(path: str | Path, bench: str) -> set[str]:

@@ -2,13 +2,11 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import click
 
-from m3ae_scale.cli.options import experiment_argument, set_option
-from m3ae_scale.errors import InputError
+from m3ae_scale.cli.options import experiment_argument, on_ranks, set_option
 
 
 @click.command()
@@ -31,25 +29,18 @@ def pretrain(
     """
     from m3ae_scale.config import load_experiment
     from m3ae_scale.engine.deepspeed_config import resolve
-    from m3ae_scale.parallel.launch import find_ranks, is_launched, launch_local
+    from m3ae_scale.parallel.launch import is_launched
     from m3ae_scale.parallel.topology import Topology
     from m3ae_scale.training.signals import held_signals
 
     if init_from is not None:
         overrides += (f"train.init_from={json.dumps(init_from)}",)
     loaded, origins = load_experiment(experiment, list(overrides))
-    if is_launched(os.environ):
-        world = find_ranks(os.environ).world
-        if nproc not in (None, world):
-            raise InputError(f"--nproc: found {nproc}, but the launcher started {world} ranks; leave --nproc out")
-    elif nproc is not None and nproc > 1:
+    if nproc is not None and nproc > 1 and not is_launched(os.environ):
         topology = Topology(nproc, loaded.parallel.tensor)
         if loaded.batch.micro_tokens is None:  # else the data must be opened first
             resolve(loaded, origins, topology, Path(experiment).parent)  # a mistake shows before torch is loaded
-        again = [sys.executable, "-m", "m3ae_scale.cli.main", "pretrain", experiment]
-        again += [f"--set={override}" for override in overrides] + ["--resume"] * resume
-        raise click.exceptions.Exit(launch_local(nproc, again))
-
+    on_ranks(nproc)
     with held_signals():  # before torch starts its threads
         from m3ae_scale.training.pretrain import pretrain as run
 

@@ -1,18 +1,36 @@
 """m3ae-scale eval linear-probe, knn, ood, embed: probes of a checkpoint's frozen features."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from m3ae_scale.cli.options import on_ranks
 
+if TYPE_CHECKING:
+    from m3ae_scale.evaluation.probes import Probe
+
 TAKEN = ("image", "text", "both")
 
 
 def probe_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add what every probe is told: the run, its training set, and which features are taken."""
+    """Add what every probe is told (the run, its training set, which features are taken), as the argument `start`.
+
+    start: starts the ranks that were asked for, and returns the Probe.
+    """
+
+    @functools.wraps(command)
+    def told(run: str, train: str, taken: Any, pool: Any, label: str | None, nproc: int | None, **others: Any) -> Any:
+        def start() -> "Probe":
+            on_ranks(nproc)
+            from m3ae_scale.evaluation.probes import Probe
+
+            return Probe(run, train, taken, pool, label)
+
+        return command(start, **others)
+
     for add in (
         click.option("--nproc", type=click.IntRange(1), help="Processes on this machine.  [default: 1]"),
         click.option("--label", metavar="KEY", help="cls, or a key of the json member.  [default: cls, else label]"),
@@ -21,8 +39,8 @@ def probe_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--train", required=True, metavar="DATA", help="Labelled set: class folders, or tar shards."),
         click.argument("run", type=click.Path(file_okay=False)),
     ):
-        command = add(command)
-    return command
+        told = add(told)
+    return told
 
 
 test_option = click.option("--test", required=True, metavar="DATA", help="Labelled set with the same classes.")
@@ -46,12 +64,7 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @test_option
 @recipe_options
 def linear_probe(
-    run: str,
-    train: str,
-    taken: Any,
-    pool: Any,
-    label: str | None,
-    nproc: int | None,
+    start: Callable[[], "Probe"],
     test: str,
     **recipe: Any,
 ) -> None:
@@ -59,11 +72,10 @@ def linear_probe(
 
     BatchNorm without affine, a linear layer, no weight decay, a cosine after 10 epochs of warm-up, centre crops.
     """
-    on_ranks(nproc)
+    probe = start()
     from m3ae_scale.evaluation import probes
     from m3ae_scale.evaluation.linear import LinearRecipe
 
-    probe = probes.Probe(run, train, taken, pool, label)
     say_outcome(probes.linear_probe(probe, test, LinearRecipe(**recipe)))
 
 
@@ -73,21 +85,16 @@ def linear_probe(
 @click.option("--k", type=click.IntRange(1), default=20, show_default=True, help="Neighbours that vote.")
 @click.option("--temperature", type=click.FloatRange(0, min_open=True), default=0.07, show_default=True)
 def knn(
-    run: str,
-    train: str,
-    taken: Any,
-    pool: Any,
-    label: str | None,
-    nproc: int | None,
+    start: Callable[[], "Probe"],
     test: str,
     k: int,
     temperature: float,
 ) -> None:
     """Classify by the nearest neighbours among the frozen features of RUN: nothing is trained."""
-    on_ranks(nproc)
+    probe = start()
     from m3ae_scale.evaluation import probes
 
-    say_outcome(probes.knn(probes.Probe(run, train, taken, pool, label), test, k, temperature))
+    say_outcome(probes.knn(probe, test, k, temperature))
 
 
 @click.command()
@@ -97,12 +104,7 @@ def knn(
 @click.option("--unknown", metavar="DATA", help="Set of other classes, to be told from --test.  [default: --shifted]")
 @recipe_options
 def ood(
-    run: str,
-    train: str,
-    taken: Any,
-    pool: Any,
-    label: str | None,
-    nproc: int | None,
+    start: Callable[[], "Probe"],
     test: str,
     shifted: str | None,
     unknown: str | None,
@@ -114,11 +116,10 @@ def ood(
     """
     if shifted is None and unknown is None:
         raise click.UsageError("say what lies outside: --shifted and/or --unknown")
-    on_ranks(nproc)
+    probe = start()
     from m3ae_scale.evaluation import probes
     from m3ae_scale.evaluation.linear import LinearRecipe
 
-    probe = probes.Probe(run, train, taken, pool, label)
     say_outcome(probes.out_of_distribution(probe, test, shifted, unknown, LinearRecipe(**recipe)))
 
 
@@ -128,21 +129,16 @@ def ood(
 @click.option("--seed", default=0, show_default=True)
 @click.option("--perplexity", type=click.FloatRange(1), default=30.0, show_default=True, help="Of t-SNE.")
 def embed(
-    run: str,
-    train: str,
-    taken: Any,
-    pool: Any,
-    label: str | None,
-    nproc: int | None,
+    start: Callable[[], "Probe"],
     limit: int,
     seed: int,
     perplexity: float,
 ) -> None:
     """Lay the frozen features of RUN out in the plane, coloured by class: t-SNE, and UMAP where it is installed."""
-    on_ranks(nproc)
+    probe = start()
     from m3ae_scale.evaluation import probes
 
-    say_outcome(probes.embed(probes.Probe(run, train, taken, pool, label), limit, seed, perplexity))
+    say_outcome(probes.embed(probe, limit, seed, perplexity))
 
 
 def say_outcome(page: Path | None) -> None:

@@ -2,12 +2,12 @@
 
 import json
 import math
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from m3ae_scale.config.load import nearest
+from m3ae_scale.config.shipped import shipped
 from m3ae_scale.errors import InputError
 
 # Keys that DeepSpeed 0.19 reads (runtime/config.py). It ignores any other without a word, so we name them.
@@ -56,23 +56,21 @@ def find_deepspeed_json(name: str, folder: Path | None = None) -> Path:
     A name without ending, such as "zero3_bf16", means the ".json" of that name.
     Raises InputError that lists the shipped ones.
     """
-    shipped = shipped_folder()
-    for base in (folder or Path(), Path(), *([shipped] if shipped else [])):
+    ours = shipped_folder()
+    for base in (folder or Path(), Path(), *([ours] if ours else [])):
         for candidate in (base / name, base / f"{name}.json"):
             if candidate.is_file():
                 return candidate
-    names = sorted(path.stem for path in shipped.glob("*.json")) if shipped else []
+    names = sorted(path.stem for path in ours.glob("*.json")) if ours else []
     raise InputError(
         f"engine.deepspeed: found no {name!r} beside the experiment, in {Path.cwd()}"
-        f"{f', or in {shipped}' if shipped else ''}{nearest(Path(name).stem, names) if names else ''}"
+        f"{f', or in {ours}' if ours else ''}{nearest(Path(name).stem, names) if names else ''}"
     )
 
 
 def shipped_folder() -> Path | None:
     """Return configs/ds/ of the clone this package was imported from, or of the environment it was installed into."""
-    here = Path(__file__).resolve().parents[2] / "configs" / "ds"
-    installed = Path(sys.prefix) / "share" / "m3ae_scale" / "configs" / "ds"
-    return next((folder for folder in (here, installed) if folder.is_dir()), None)
+    return shipped("ds")
 
 
 def load_deepspeed_json(path: str | Path) -> dict[str, Any]:

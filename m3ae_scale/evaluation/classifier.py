@@ -1,9 +1,6 @@
 """A classifier made of an encoder and a linear layer, trained as a whole: fine-tuned, or from scratch as a baseline."""
 
-import os
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,12 +13,11 @@ from torch.nn.parallel import DistributedDataParallel
 from m3ae_scale.batch import Batch
 from m3ae_scale.config import LossConfig
 from m3ae_scale.data.pack import pack
-from m3ae_scale.data.prepare import prepare
 from m3ae_scale.data.rng import stream
-from m3ae_scale.data.sample import BadSample, Sample
 from m3ae_scale.engine.schedule import warmup_cosine
 from m3ae_scale.errors import InputError
-from m3ae_scale.evaluation.encode import PretrainedEncoder, pool
+from m3ae_scale.evaluation.ahead import ahead
+from m3ae_scale.evaluation.encode import PretrainedEncoder, pool, prepared
 from m3ae_scale.evaluation.labelled import LabelledSet, batches
 from m3ae_scale.evaluation.mixing import Mixing, mix, shares, to_images, to_patches
 from m3ae_scale.model.init import decays
@@ -159,39 +155,19 @@ def _batches(
     def work(step: int) -> tuple[Batch, Tensor, Tensor]:
         first = step * batch + groups.rank * share
         rows = order[first : first + share]
-        samples = [_prepared(data, int(row), view, epoch) for row in rows]
+        samples = [prepared(data.read(int(row)), view, epoch, train=True) for row in rows]
         pairs = range(groups.rank * share // 2, (groups.rank + 1) * share // 2)
         kept = shares(pairs, view.image_size, mixing, recipe.seed, epoch, step)
         return pack(samples, LossConfig(), model.encoder.patch_dim), torch.from_numpy(data.labels[rows]), kept
 
     augment = view.augment
-    for packed, labels, kept in _ahead(work, steps, groups):
+    for packed, labels, kept in ahead(work, range(steps), groups.topology.world):
         on_device = packed.to(groups.device)
         images = to_images(normalise(on_device.patches, augment.mean, augment.std), grid, patch)
         mixed, targets = mix(
             images, labels.to(groups.device), kept.to(groups.device), len(data.classes), recipe.smoothing
         )
         yield replace(on_device, patches=to_patches(mixed, grid, patch)), targets
-
-
-def _prepared(data: LabelledSet, row: int, view: Any, epoch: int) -> Sample:
-    raw = data.read(row)
-    try:
-        return prepare(raw, view, epoch, train=True)
-    except BadSample as reason:
-        raise InputError(f"{raw.key}: {reason}; leave it out") from None
-
-
-def _ahead(work: Callable[[int], Any], steps: int, groups: Groups) -> Iterator[Any]:
-    threads = max(1, len(os.sched_getaffinity(0)) // groups.topology.world)
-    waiting: deque[Future[Any]] = deque()
-    with ThreadPoolExecutor(threads) as workers:
-        for step in range(steps):
-            waiting.append(workers.submit(work, step))
-            if len(waiting) > 2 * threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from m3ae_scale.data.index import index_source
 from m3ae_scale.data.pack import pack
 from m3ae_scale.data.prepare import Recipe, prepare, recipe_of
 from m3ae_scale.data.remote import Cache
-from m3ae_scale.data.sample import BadSample, RawSample
+from m3ae_scale.data.sample import BadSample, RawSample, Sample
 from m3ae_scale.data.shards import ShardFiles
 from m3ae_scale.engine.checkpoint import read_weights
 from m3ae_scale.errors import InputError
@@ -81,13 +81,15 @@ class PretrainedEncoder(nn.Module):
 
     def pack(self, chunk: Sequence[RawSample]) -> Batch:
         """Prepare and pack undecoded samples, nothing hidden. Raises InputError for one that cannot be used."""
-        ready = []
-        for raw in chunk:
-            try:
-                ready.append(prepare(raw, self.recipe, epoch=0, train=False))
-            except BadSample as reason:
-                raise InputError(f"{raw.key}: {reason}; leave it out") from None
-        return pack(ready, LossConfig(), self.patch_dim)
+        return pack([prepared(raw, self.recipe) for raw in chunk], LossConfig(), self.patch_dim)
+
+
+def prepared(raw: RawSample, recipe: Recipe, epoch: int = 0, train: bool = False) -> Sample:
+    """Prepare an undecoded sample that nothing can stand in for. Raises InputError for one that cannot be used."""
+    try:
+        return prepare(raw, recipe, epoch, train)
+    except BadSample as reason:
+        raise InputError(f"{raw.key}: {reason}; leave it out") from None
 
 
 def load_encoder(path: str | Path, device: str = "cpu", precision: torch.dtype = torch.float32) -> PretrainedEncoder:

@@ -9,9 +9,7 @@ A block that is there is whole: an interrupted run goes on with those that are m
 import hashlib
 import json
 import os
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +25,7 @@ from m3ae_scale.batch import Batch
 from m3ae_scale.config import load_experiment
 from m3ae_scale.engine.checkpoint.folder import find_checkpoint
 from m3ae_scale.engine.checkpoint.format import MANIFEST
+from m3ae_scale.evaluation.ahead import ahead
 from m3ae_scale.evaluation.encode import PretrainedEncoder, find_run
 from m3ae_scale.evaluation.labelled import Input, LabelledSet, batches, open_labelled
 from m3ae_scale.parallel.groups import Groups, close_groups, open_groups
@@ -89,20 +88,10 @@ class Extractor:
         aside.replace(path)
 
     def _packed(self, data: LabelledSet, rows: range) -> Iterator[Batch]:
-        """Pack chunks in threads, a few ahead: decoding and resizing leave Python's lock."""
-        threads = max(1, len(os.sched_getaffinity(0)) // self.groups.topology.world)
-        waiting: deque[Future[Batch]] = deque()
-
         def work(chunk: range) -> Batch:
             return self.encoder.pack([data.read(rows[i]) for i in chunk])
 
-        with ThreadPoolExecutor(threads) as workers:
-            for chunk in batches(len(rows), _CHUNK):
-                waiting.append(workers.submit(work, chunk))
-                if len(waiting) > 2 * threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+        return ahead(work, batches(len(rows), _CHUNK), self.groups.topology.world)
 
 
 @contextmanager

@@ -10,11 +10,11 @@ import torch
 from m3ae_scale.batch import Batch
 from m3ae_scale.config import Experiment, KernelConfig, LossConfig, MaskConfig, load_experiment
 from m3ae_scale.data.pack import pack
-from m3ae_scale.data.prepare import Recipe, prepare, recipe_of
-from m3ae_scale.data.sample import BadSample, RawSample, Sample
+from m3ae_scale.data.prepare import Recipe, recipe_of
+from m3ae_scale.data.sample import RawSample, Sample
 from m3ae_scale.engine.checkpoint import read_weights
 from m3ae_scale.errors import InputError
-from m3ae_scale.evaluation.encode import shard_samples
+from m3ae_scale.evaluation.encode import prepared, shard_samples
 from m3ae_scale.evaluation.record import Evaluated
 from m3ae_scale.kernels.choose import choose
 from m3ae_scale.model import M3AE, PlainLayers
@@ -40,13 +40,7 @@ class Whole:
         Raises InputError for one that cannot be used.
         """
         recipe = replace(self.recipe, mask=MaskConfig(image_ratio=image_ratio, text_ratio=text_ratio))
-        samples = []
-        for raw in raws:
-            try:
-                samples.append(prepare(raw, recipe, epoch=0, train=False))
-            except BadSample as reason:
-                raise InputError(f"{raw.key}: {reason}; leave it out") from None
-        return samples
+        return [prepared(raw, recipe) for raw in raws]
 
     def batches(self, samples: Sequence[Sample], size: int = 32) -> Iterator[Batch]:
         """Pack samples, `size` at a time, onto the model's device."""

@@ -37,6 +37,12 @@ class Page:
 
 def write_page(page: Page, path: Path) -> None:
     """Write `page` as one HTML file without external references, light or dark as the reader has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render("page.html.j2", page=page), encoding="utf-8")
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill in one of this room's templates; a value that is missing raises."""
     environment = Environment(
         loader=PackageLoader("m3ae_scale.reports", "templates"),
         autoescape=True,
@@ -44,8 +50,7 @@ def write_page(page: Page, path: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(environment.get_template("page.html.j2").render(page=page), encoding="utf-8")
+    return environment.get_template(template).render(**values)
 
 
 def picture_url(png: bytes) -> str:

@@ -10,10 +10,9 @@ from statistics import median
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from m3ae_scale.reports.chart import Series, line_chart
-from m3ae_scale.reports.page import facts_of
+from m3ae_scale.reports.page import facts_of, render
 from m3ae_scale.training.meters import duration, short
 from m3ae_scale.training.metrics_file import read_metrics
 
@@ -45,14 +44,8 @@ def write_run_page(run_folder: str | Path) -> Path:
     config = yaml.safe_load(config_text) or {}
     provenance = json.loads(_text(folder / "provenance.json") or "{}")
 
-    environment = Environment(
-        loader=PackageLoader("m3ae_scale.reports", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("run_page.html.j2").render(
+    page = render(
+        "run_page.html.j2",
         name=config.get("name") or folder.resolve().name,
         summary=_summary(config),
         tiles=_tiles(rows, config),

@@ -22,6 +22,7 @@ from m3ae_scale.config import Experiment
 from m3ae_scale.errors import EXIT_MISTAKE, InputError
 from m3ae_scale.model import Losses
 from m3ae_scale.parallel.groups import Groups
+from m3ae_scale.training.json_lines import append_line, read_lines
 
 Action = Literal["skip", "rollback", "stop"]
 _ENOUGH = 20  # applied steps before a loss can be called a spike
@@ -54,14 +55,13 @@ class _Seen(NamedTuple):
 class Guard:
     """Judges every step of one run; all ranks make it and call it at the same points."""
 
-    def __init__(self, experiment: Experiment, groups: Groups, folder: Path):
-        """folder: the run's; `folder`/guard/ takes the troubles, and tells which steps an earlier life passed over."""
+    def __init__(self, experiment: Experiment, groups: Groups, folder: Path, passed_over: set[int]):
+        """folder: the run's, whose guard/ takes the troubles; passed_over: `condemned_steps` of it, on every rank."""
         self._config, self._groups = experiment.guard, groups
         self._global_batch = experiment.batch.global_
-        self._folder = folder / "guard"
+        self._folder, self._passed_over = folder / "guard", passed_over
         self._history = LossHistory(self._config.window)
-        self.events_file = self._folder / "events.jsonl"
-        self._passed_over = _passed_over(self.events_file)
+        self.events_file = events_file(folder)
         self._troubles: list[int] = []  # steps not applied by this life
         self._seen: list[_Seen] = []
         self._sums = torch.zeros(1 + groups.topology.world, dtype=torch.float64, device=groups.device)
@@ -121,8 +121,7 @@ class Guard:
             self._tell(step, reason, "stop")
             self._give_up(step, reason, len(recent))
         if action == "rollback":
-            window = range(max(step - self._config.margin, 0), step + self._config.margin + 1)
-            self._passed_over |= set(window)
+            self._passed_over |= _window(step, self._config.margin)
         self._tell(step, reason, action)
         return action
 
@@ -155,8 +154,7 @@ class Guard:
         if not self._groups.first:
             return
         event = {"step": step, "reason": reason, "loss": self._loss, "action": action, "margin": self._config.margin}
-        with open(self.events_file, "a") as file:
-            file.write(json.dumps(_finite(event)) + "\n")
+        append_line(self.events_file, _finite(event))
         then = {"skip": "passed over", "rollback": "back to the last checkpoint", "stop": "the run stops"}[action]
         print(f"guard: step {step + 1} not applied, {then}: {reason}; its samples: {self._folder}", flush=True)
 
@@ -170,13 +168,21 @@ class Guard:
         )
 
 
-def _passed_over(events: Path) -> set[int]:
-    """Return the steps that the rollbacks of earlier lives have condemned."""
-    if not events.exists():
-        return set()
-    rows = [json.loads(line) for line in events.read_text().splitlines() if line.endswith("}")]
-    rollbacks = [row for row in rows if row["action"] == "rollback"]
-    return {step for row in rollbacks for step in range(row["step"] - row["margin"], row["step"] + row["margin"] + 1)}
+def events_file(folder: Path) -> Path:
+    """Return where a run writes down the steps that were not applied."""
+    return folder / "guard" / "events.jsonl"
+
+
+def condemned_steps(folder: Path) -> set[int]:
+    """Return the steps that the rollbacks of earlier lives of the run in `folder` have condemned."""
+    events = events_file(folder)
+    rows = list(read_lines(events)) if events.exists() else []
+    windows = [_window(row["step"], row["margin"]) for row in rows if row["action"] == "rollback"]
+    return set().union(*windows)
+
+
+def _window(step: int, margin: int) -> set[int]:
+    return set(range(max(step - margin, 0), step + margin + 1))
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:

@@ -4,32 +4,29 @@ A row is {"step": k, name: number, ...}. Rows of one step are one row written in
 A resume at step k writes {"resumed_at": k}: what an earlier life wrote past k is superseded.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from m3ae_scale.training.json_lines import append_line, read_lines
+
 
 def append_metrics(path: str | Path, step: int, values: Mapping[str, float]) -> None:
     """Append the `values` measured at `step`; a value that is not finite is written as null."""
     finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-    _append(path, {"step": step, **finite})
+    append_line(path, {"step": step, **finite})
 
 
 def mark_resume(path: str | Path, step: int) -> None:
     """Note that training goes on from `step`: rows past it no longer count."""
-    _append(path, {"resumed_at": step})
+    append_line(path, {"resumed_at": step})
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """Read one row a step, in order of steps; null reads as nan; a torn line (the writer was killed) is left out."""
     rows: dict[int, dict[str, Any]] = {}
-    for line in Path(path).read_text().splitlines():
-        try:
-            written = json.loads(line)
-        except json.JSONDecodeError:
-            continue
+    for written in read_lines(path):
         if "resumed_at" in written:
             rows = {step: row for step, row in rows.items() if step <= written["resumed_at"]}
             continue
@@ -44,12 +41,3 @@ def trained_seconds(path: str | Path, step: int) -> float:
         return 0.0
     timed = [row["seconds"] for row in read_metrics(path) if "seconds" in row and row["step"] <= step]
     return timed[-1] if timed else 0.0
-
-
-def _append(path: str | Path, row: dict[str, Any]) -> None:
-    with open(path, "ab+") as file:
-        if file.tell() > 0:
-            file.seek(-1, 2)
-            if file.read(1) != b"\n":  # the last writer was killed inside its line
-                file.write(b"\n")
-        file.write(json.dumps(row).encode() + b"\n")

@@ -24,7 +24,7 @@ from m3ae_scale.parallel.groups import Groups, close_groups, open_groups
 from m3ae_scale.parallel.launch import Ranks, find_ranks
 from m3ae_scale.parallel.topology import Topology
 from m3ae_scale.training.feed import Feed
-from m3ae_scale.training.guard import Guard
+from m3ae_scale.training.guard import Guard, condemned_steps
 from m3ae_scale.training.initial import initial_values
 from m3ae_scale.training.lifecycle import StopRequest
 from m3ae_scale.training.loop import Run, train
@@ -90,7 +90,7 @@ def prepare(
     done = progress["step"]
     feed = Feed(lambda cursor: _open_data(experiment, groups, resolved, folder, cursor), groups, progress["cursor"])
     epoch = told_by_first(groups, lambda: feed.samples_per_epoch)
-    guard = Guard(experiment, groups, folder)
+    guard = Guard(experiment, groups, folder, told_by_first(groups, lambda: condemned_steps(folder)))
     guard.restore(progress.get("guard"))
     validation = open_validation(
         experiment,

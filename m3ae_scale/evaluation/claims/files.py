@@ -1,6 +1,5 @@
 """What a claim and a scale are: configs/claims/CLAIM.yaml and configs/claims/scales/SCALE.yaml, read and checked."""
 
-import sys
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -8,6 +7,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from m3ae_scale.config.load import read_yaml
 from m3ae_scale.config.schema import Section
+from m3ae_scale.config.shipped import shipped
 from m3ae_scale.errors import InputError
 
 M = TypeVar("M", bound=Section)
@@ -93,10 +93,10 @@ def claims() -> list[str]:
 
 
 def _shipped(folder: str) -> Path:
-    for root in (Path(__file__).resolve().parents[3], Path(sys.prefix) / "share" / "m3ae_scale"):
-        if (root / "configs" / folder).is_dir():
-            return root / "configs" / folder
-    raise InputError(f"configs/{folder}: not found beside the code; give the path of a YAML file")
+    found = shipped(folder)
+    if found is None:
+        raise InputError(f"configs/{folder}: not found beside the code; give the path of a YAML file")
+    return found
 
 
 def _find(name: str, folder: str) -> Path:

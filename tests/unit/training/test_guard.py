@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3ae_scale.training.guard import LossHistory, _passed_over
+from m3ae_scale.training.guard import LossHistory, condemned_steps
 
 LOSSES = st.lists(st.floats(0.1, 10.0), min_size=20, max_size=60)
 
@@ -59,7 +59,8 @@ def test_only_rollbacks_condemn_steps_and_a_torn_line_is_left_out(tmp_path: Path
         {"step": 9, "action": "rollback", "margin": 1},
         {"step": 30, "action": "rollback", "margin": 0},
     ]
-    events = tmp_path / "events.jsonl"
-    assert _passed_over(events) == set()
+    events = tmp_path / "guard" / "events.jsonl"
+    assert condemned_steps(tmp_path) == set()
+    events.parent.mkdir()
     events.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 40, "action": "rollb')
-    assert _passed_over(events) == {8, 9, 10, 30}
+    assert condemned_steps(tmp_path) == {8, 9, 10, 30}
