@@ -8,6 +8,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 BIN := $(VENV)/bin
+# Some images forbid Python to keep what it has compiled; then every start of a rank compiles torch and DeepSpeed anew.
+unexport PYTHONDONTWRITEBYTECODE
 # --no-compile: most files of the dependencies are never imported, and the others are compiled when they are.
 INSTALL := $(BIN)/python -m pip install -qq --no-compile -c constraints.txt
 READY := $(VENV)/.ready

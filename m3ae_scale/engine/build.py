@@ -16,16 +16,16 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-import deepspeed
 import numpy as np
 import torch
-from deepspeed.utils import logger as deepspeed_logger
 from torch import nn
 
 from m3ae_scale.config import Experiment
 from m3ae_scale.engine.checkpoint.weights import as_tensor
 from m3ae_scale.engine.compile import apply_compile, without_patched_linear
 from m3ae_scale.engine.operations import clear_stale_locks
+from m3ae_scale.engine.quick_deepspeed import deepspeed
+from m3ae_scale.engine.quick_deepspeed import logger as deepspeed_logger
 from m3ae_scale.engine.recompute import apply_recompute
 from m3ae_scale.kernels.adam import build_adam
 from m3ae_scale.kernels.choose import Kernels, choose

@@ -7,9 +7,9 @@ longest sample at every step. What is gained is fusion around the matrix product
 from typing import Any
 
 import torch
-from deepspeed.utils import set_z3_leaf_modules
 from torch import nn
 
+from m3ae_scale.engine.quick_deepspeed import deepspeed
 from m3ae_scale.model.transformer import Block
 
 # Graphs of one block: samples of one length or of several, one sample or many. Blocks that drop values are told apart
@@ -30,7 +30,7 @@ def apply_compile(model: nn.Module, policy: str, stage: int, backend: str = "ind
     for block in blocks:
         block.forward = torch.compile(block.forward, dynamic=True, backend=backend)  # type: ignore[method-assign]
     if stage == 3:
-        set_z3_leaf_modules(model, [Block])
+        deepspeed.utils.set_z3_leaf_modules(model, [Block])
     return len(blocks)
 
 

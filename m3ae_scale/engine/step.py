@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor
 
 from m3ae_scale.engine.build import Built
+from m3ae_scale.engine.quick_deepspeed import logger as deepspeed_logger
 from m3ae_scale.parallel.groups import Groups
 from m3ae_scale.parallel.shard import shard_of
 

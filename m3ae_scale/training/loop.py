@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,9 +23,11 @@ from m3ae_scale.training.metrics_file import append_metrics
 from m3ae_scale.training.pace import Pace
 from m3ae_scale.training.pictures import sheet_path
 from m3ae_scale.training.saver import Saver
-from m3ae_scale.training.tracking import Tracker
 from m3ae_scale.training.validate import draw_pictures, validate
 from m3ae_scale.training.watch import Watch
+
+if TYPE_CHECKING:
+    from m3ae_scale.training.tracking import Tracker
 
 
 @dataclass
@@ -40,7 +43,7 @@ class Run:
     validation: ValidationData
     piece: Callable[[int], str]  # word id -> word piece
     meters: Meters
-    tracker: Tracker | None  # on the first rank
+    tracker: "Tracker | None"  # on the first rank
     saver: Saver
     rewind: Callable[[], int | None]  # goes back to the last good checkpoint, and returns its step
     guard: Guard

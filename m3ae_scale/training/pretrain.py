@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -33,8 +33,10 @@ from m3ae_scale.training.metrics_file import mark_resume, trained_seconds
 from m3ae_scale.training.pace import Pace
 from m3ae_scale.training.provenance import provenance
 from m3ae_scale.training.saver import Saver
-from m3ae_scale.training.tracking import Tracker
 from m3ae_scale.training.watch import Watch
+
+if TYPE_CHECKING:
+    from m3ae_scale.training.tracking import Tracker
 
 T = TypeVar("T")
 
@@ -105,9 +107,7 @@ def prepare(
     if groups.first:
         _write_down(experiment, resolved, facts, folder, done)
         _introduce(groups, ranks, built, resolved, folder, steps, done, epoch)
-    tracker = at_the_end.enter_context(Tracker(experiment, folder, facts)) if groups.first else None
-    if tracker is not None:
-        tracker.artifact(folder / "experiment.yaml")
+    tracker = at_the_end.enter_context(_track(experiment, folder, facts)) if groups.first else None
     saver = Saver(folder, experiment, built, groups, feed, guard)
     stop = StopRequest(groups.device)
     at_the_end.callback(stop.release)
@@ -206,6 +206,14 @@ def _write_down(experiment: Experiment, resolved: Resolved, facts: dict[str, Any
     (folder / "provenance.json").write_text(json.dumps(facts, indent=2, default=str) + "\n")
     if done:
         mark_resume(folder / "metrics.jsonl", done)
+
+
+def _track(experiment: Experiment, folder: Path, facts: dict[str, Any]) -> "Tracker":
+    from m3ae_scale.training.tracking import Tracker  # on the one rank that needs MLflow, which takes seconds to import
+
+    tracker = Tracker(experiment, folder, facts)
+    tracker.artifact(folder / "experiment.yaml")
+    return tracker
 
 
 def _introduce(

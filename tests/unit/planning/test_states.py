@@ -8,6 +8,7 @@ from torch import nn
 
 from m3ae_scale.config import KernelConfig, ModelConfig
 from m3ae_scale.kernels.choose import choose
+from m3ae_scale.kernels.linear_cross_entropy import LinearCrossEntropy
 from m3ae_scale.model.layers import PlainLayers
 from m3ae_scale.model.m3ae import M3AE
 from m3ae_scale.planning.states import parameters_per_rank, states_per_rank
@@ -30,7 +31,7 @@ class Share(PlainLayers):
     def vocabulary_embedding(self, words: int, dim: int) -> nn.Module:
         return nn.Embedding(-(-words // self.size), dim)
 
-    def vocabulary_head(self, dim: int, words: int) -> nn.Module:
+    def vocabulary_head(self, dim: int, words: int, score: LinearCrossEntropy) -> nn.Module:
         return nn.Linear(dim, -(-words // self.size))
 
 
