@@ -19,6 +19,7 @@ class ThroughputCell:
     micro_batch: int = 32  # samples per rank and forward pass
     devices: int = 1
     tensor_parallel: int = 1
+    sequence_parallel: bool = False
     zero_stage: int = 1
     offload: bool = False  # of optimizer states (ZeRO-2), and of parameters too (ZeRO-3)
     precision: str = "bf16"

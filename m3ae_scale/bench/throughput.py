@@ -124,7 +124,7 @@ def experiment_of(cell: ThroughputCell) -> Experiment:
         "data": {"sources": [{"name": "none", "shards": "none"}], "tokenizer": "none"},
         "batch": {"global": cell.micro_batch * data},
         "train": {"length": "1 steps"},
-        "parallel": {"tensor": cell.tensor_parallel},
+        "parallel": {"tensor": cell.tensor_parallel, "sequence": cell.sequence_parallel},
         "engine": {
             "deepspeed": f"zero{cell.zero_stage}{offload}_{cell.precision}",
             "overrides": {"train_micro_batch_size_per_gpu": cell.micro_batch},

@@ -65,6 +65,7 @@ _CELL_OPTIONS = {  # key of a cell -> its type and meaning
     "micro_batch": (int, "Samples per rank and forward pass."),
     "devices": (int, "Ranks on this machine."),
     "tensor_parallel": (int, "Ranks that split the model."),
+    "sequence_parallel": (bool, "Tensor-parallel ranks split the tokens too."),
     "zero_stage": (int, "0 to 3."),
     "offload": (bool, "Optimizer states on the host, at ZeRO 3 the parameters too."),
     "precision": (str, "bf16 or fp32."),

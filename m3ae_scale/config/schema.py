@@ -230,6 +230,8 @@ class ParallelConfig(Section):
     """How the model is split; data parallelism takes the ranks that remain."""
 
     tensor: Positive = 1
+    # Each tensor-parallel rank holds a part of the tokens between the matrix products: less memory, the same results
+    sequence: bool = False
 
 
 class EngineConfig(Section):
@@ -316,4 +318,6 @@ class Experiment(Section):
                     f"tensor: {parallel.tensor} does not divide model.{tower}.heads ({heads}); "
                     f"choose a divisor of {heads}"
                 )
+        if parallel.sequence and parallel.tensor == 1:
+            raise ValueError("sequence: true, but tensor is 1; tokens are split over tensor-parallel ranks: set tensor")
         return parallel

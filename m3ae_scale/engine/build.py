@@ -32,6 +32,7 @@ from m3ae_scale.kernels.choose import Kernels, choose
 from m3ae_scale.model import M3AE, Layers, PlainLayers
 from m3ae_scale.model.init import decays, draw
 from m3ae_scale.parallel.groups import Groups
+from m3ae_scale.parallel.sequence import sum_gradients
 from m3ae_scale.parallel.shard import shard_of, whole_shape
 
 
@@ -72,8 +73,10 @@ def build(
     deepspeed.init_distributed(dist_init_required=False)  # adopts the groups that torch already has
 
     with _construction(stage, deepspeed_config, mpu):
-        model = build_model(experiment, vocabulary, layers_of(groups), kernels)
+        model = build_model(experiment, vocabulary, layers_of(groups, experiment.parallel.sequence), kernels)
     draw_values(model, experiment.seed, groups, given or {})
+    if experiment.parallel.sequence and groups.tensor is not None:
+        sum_gradients((model.encoder.transformer, model.decoder.transformer), groups.tensor)
     apply_compile(model, experiment.kernels.compile, stage)
     recomputed = apply_recompute(model, experiment.engine.recompute)
     parameters = count_parameters(model)
@@ -96,13 +99,13 @@ def build_model(experiment: Experiment, vocabulary: int, layers: Layers, kernels
     return M3AE(experiment.model, vocabulary, augment.mean, augment.std, layers, kernels)
 
 
-def layers_of(groups: Groups) -> Layers:
-    """Return the factory of linear layers for this topology."""
+def layers_of(groups: Groups, sequence: bool) -> Layers:
+    """Return the factory of linear layers for this topology, with sequence parallelism if wanted."""
     if groups.tensor is None:
         return PlainLayers()
     from m3ae_scale.parallel.linear import TensorParallelLayers
 
-    return TensorParallelLayers(groups.tensor)
+    return TensorParallelLayers(groups.tensor, sequence)
 
 
 def peak_lr(experiment: Experiment) -> float:

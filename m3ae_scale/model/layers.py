@@ -14,6 +14,8 @@ from m3ae_scale.kernels.linear_cross_entropy import LinearCrossEntropy
 class Layers(Protocol):
     """Makes the layers whose weights tensor parallelism splits."""
 
+    parts: int  # that a tower's tokens are split into between its linear layers; 1: they are not
+
     def column(self, inputs: int, outputs: int, blocks: int = 1) -> nn.Module:
         """Make a linear layer whose outputs are split; `blocks` equal parts of the outputs are split each (q, k, v)."""
 
@@ -32,6 +34,12 @@ class Layers(Protocol):
 
     def whole_logits(self, logits: Tensor) -> Tensor:
         """Return the logits of the whole vocabulary, without a gradient: (K, words)."""
+
+    def split(self, x: Tensor) -> Tensor:
+        """Return this rank's part of the rows: (n, ...) -> (n / parts, ...); `parts` must divide n."""
+
+    def join(self, x: Tensor) -> Tensor:
+        """Return the rows of all parts: (n / parts, ...) -> (n, ...)."""
 
     def first_channel(self, width: int) -> int:
         """Where this rank's part begins in a split of `width` channels; keeps dropout the same at any split."""
@@ -54,6 +62,8 @@ class _VocabularyHead(nn.Linear):
 class PlainLayers:
     """The layers of one device: torch's own."""
 
+    parts = 1
+
     def column(self, inputs: int, outputs: int, blocks: int = 1) -> nn.Module:
         """See Layers."""
         return nn.Linear(inputs, outputs)
@@ -73,6 +83,14 @@ class PlainLayers:
     def whole_logits(self, logits: Tensor) -> Tensor:
         """See Layers."""
         return logits
+
+    def split(self, x: Tensor) -> Tensor:
+        """See Layers."""
+        return x
+
+    def join(self, x: Tensor) -> Tensor:
+        """See Layers."""
+        return x
 
     def first_channel(self, width: int) -> int:
         """See Layers."""

@@ -17,6 +17,7 @@ from megatron.core.tensor_parallel import (
 from torch import Tensor, nn
 
 from m3ae_scale.kernels.linear_cross_entropy import LinearCrossEntropy, Part
+from m3ae_scale.parallel.sequence import column_linear, join_rows, row_linear, split_rows
 from m3ae_scale.parallel.shard import Shard, mark
 
 
@@ -32,6 +33,20 @@ class _Row(RowParallelLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x)[0]
+
+
+class _ColumnOfParts(ColumnParallelLinear):
+    """The same on tokens of which each rank holds a part."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return column_linear(x, self.weight, self.bias, self.tp_group)
+
+
+class _RowOfParts(RowParallelLinear):
+    """The same on tokens of which each rank gets a part."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return row_linear(x, self.weight, self.bias, self.tp_group)
 
 
 class _VocabularyHead(_Column):
@@ -53,11 +68,15 @@ def _initialised_elsewhere(weight: Tensor) -> None:
 
 
 class TensorParallelLayers:
-    """The Layers factory (model/layers.py) for one rank of a tensor-parallel group."""
+    """The Layers factory (model/layers.py) for one rank of a tensor-parallel group.
 
-    def __init__(self, group: dist.ProcessGroup):
+    sequence: each rank holds a part of the tokens between the matrix products; see sequence.py.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, sequence: bool = False):
         self.group = group
         self.size, self.rank = dist.get_world_size(group), dist.get_rank(group)
+        self.parts = self.size if sequence else 1
         self._vocabulary = 0
         config = ModelParallelConfig(
             tensor_model_parallel_size=self.size, use_cpu_initialization=True, perform_initialization=False
@@ -66,14 +85,16 @@ class TensorParallelLayers:
 
     def column(self, inputs: int, outputs: int, blocks: int = 1) -> nn.Module:
         """See Layers."""
-        layer = _Column(inputs, outputs, **self._common)
+        kind = _ColumnOfParts if self.parts > 1 else _Column
+        layer = kind(inputs, outputs, **self._common)
         mark(layer.weight, Shard(0, outputs, blocks))
         mark(layer.bias, Shard(0, outputs, blocks))
         return layer
 
     def row(self, inputs: int, outputs: int) -> nn.Module:
         """See Layers."""
-        layer = _Row(inputs, outputs, bias=True, input_is_parallel=True, skip_bias_add=False, **self._common)
+        kind = _RowOfParts if self.parts > 1 else _Row
+        layer = kind(inputs, outputs, bias=True, input_is_parallel=True, skip_bias_add=False, **self._common)
         mark(layer.weight, Shard(1, inputs))
         return layer
 
@@ -99,6 +120,14 @@ class TensorParallelLayers:
         parts = [torch.empty_like(logits) for _ in range(self.size)]
         dist.all_gather(parts, logits.contiguous(), group=self.group)
         return torch.cat(parts, dim=1)[:, : self._vocabulary]
+
+    def split(self, x: Tensor) -> Tensor:
+        """See Layers."""
+        return split_rows(x, self.group) if self.parts > 1 else x
+
+    def join(self, x: Tensor) -> Tensor:
+        """See Layers."""
+        return join_rows(x, self.group) if self.parts > 1 else x
 
     def first_channel(self, width: int) -> int:
         """See Layers."""

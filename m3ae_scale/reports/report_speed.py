@@ -222,7 +222,7 @@ def _throughput_cells(row: Row, sources: Sources) -> list[str]:
     cell = row["cell"]
     name = f"{cell.get('size')}, micro {cell.get('micro_batch')}, {cell.get('devices')} x ZeRO {cell.get('zero_stage')}"
     if cell.get("tensor_parallel", 1) > 1:
-        name += f", TP {cell['tensor_parallel']}"
+        name += f", TP {cell['tensor_parallel']}" + " with sequence" * bool(cell.get("sequence_parallel"))
     name += f", {cell.get('precision')}" + (
         f", recompute {cell['recompute']}" if cell.get("recompute", "none") != "none" else ""
     )

@@ -1,6 +1,8 @@
 """What the ranks do: train the tiny model through the real engine on this rank's share of each batch."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -85,23 +87,42 @@ def gradient_error(built: Built, groups: Groups, expected: dict[str, torch.Tenso
     return worst
 
 
+@contextlib.contextmanager
+def kept_bytes(count: list[int]) -> Iterator[None]:
+    """Append the bytes of activations that are kept inside the context for the backward pass; parameters are none."""
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        yield
+    count.append(sum(kept.values()))
+
+
 def _train(groups: Groups, run: dict[str, Any]) -> dict[str, Any]:
     run = dict(run)
     steps, unwanted, broken = run.pop("steps", STEPS), run.pop("unwanted", []), run.pop("broken", [])
     accumulation = run.pop("accumulation", 1)
-    tiny = experiment(engine={"deepspeed": "none", "recompute": run.pop("recompute", "none")})
+    tiny = experiment(
+        engine={"deepspeed": "none", "recompute": run.pop("recompute", "none")},
+        parallel={"tensor": groups.topology.tensor, "sequence": run.pop("sequence", False)},
+    )
     data = groups.topology.data
     share = GLOBAL_BATCH // data
     micro = share // accumulation
     built = build(tiny, VOCABULARY, groups, deepspeed_config(data, micro, accumulation, **run))
-    curve, error, applied = [], 0.0, []
+    curve, error, applied, kept = [], 0.0, [], []
     for number in range(steps):
         mine = global_batch(number)[groups.data_rank * share : (groups.data_rank + 1) * share]
         set_lr(built, LR)
         total = torch.zeros(1, dtype=torch.float64)
         for i in range(accumulation):
             batch = pack(mine[i * micro : (i + 1) * micro], tiny.loss, PATCH_DIM)
-            each = objective(built.engine(batch), batch, tiny.loss)
+            with kept_bytes(kept):
+                each = objective(built.engine(batch), batch, tiny.loss)
             if number in broken and groups.rank == groups.topology.world - 1:
                 each.register_hook(lambda gradient: gradient * torch.nan)
             built.engine.backward(each.sum() * (data * accumulation / GLOBAL_BATCH))
@@ -111,4 +132,4 @@ def _train(groups: Groups, run: dict[str, Any]) -> dict[str, Any]:
             stepped = step(built, groups, wanted=number not in unwanted)
         norm, applied = stepped.norm, [*applied, stepped.applied]
         curve.append(groups.sum(total).item() / GLOBAL_BATCH)
-    return {"curve": curve, "gradient_error": error, "last_norm": float(norm), "applied": applied}
+    return {"curve": curve, "gradient_error": error, "last_norm": float(norm), "applied": applied, "kept": kept[0]}

@@ -47,6 +47,12 @@ def results(layout: str) -> dict[str, dict[str, Any]]:
             runs[f"fp32 ZeRO-3 recompute {policy}"] = {"stage": 3, "recompute": policy}
     if layout == "tensor 2":
         runs["fp32 ZeRO-3 recompute full"] = {"stage": 3, "recompute": "full"}
+        for stage in STAGES:
+            runs[f"fp32 ZeRO-{stage} sequence"] = {"stage": stage, "sequence": True}
+        runs["bf16 ZeRO-2 sequence"] = {"stage": 2, "bf16": True, "sequence": True}
+        runs["fp32 ZeRO-2 sequence recompute full"] = {"stage": 2, "sequence": True, "recompute": "full"}
+    if layout == "tensor 2 x data 2":
+        runs["fp32 ZeRO-3 sequence"] = {"stage": 3, "sequence": True, "accumulation": accumulation}
     job = {"tensor": tensor, "runs": list(runs.values())}
     return dict(zip(runs, run_ranks(world, "on_ranks:curves", job, timeout=400), strict=True))
 
@@ -70,6 +76,11 @@ def test_bf16_curve_is_near_that_of_one_process(layout: str) -> None:
             difference = relative(result["curve"], one)
             TABLE[layout, name] = difference
             assert difference <= BF16, f"{layout}, {name}: the curve differs by {difference:.1e}"
+
+
+def test_split_tokens_keep_less() -> None:
+    split, whole = (results("tensor 2")[f"fp32 ZeRO-1{which}"]["kept"] for which in (" sequence", ""))
+    assert split < 0.8 * whole
 
 
 def test_the_reference_learns() -> None:

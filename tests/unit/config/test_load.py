@@ -179,6 +179,7 @@ def test_a_mistake_names_its_line_and_what_would_be_right(tmp_path: Path, old: s
             "parallel.tensor=3",
             "--set: parallel.tensor: 3 does not divide model.encoder.heads (4); choose a divisor of 4",
         ),
+        ("parallel.sequence=true", "--set: parallel.sequence: true, but tensor is 1; tokens are split over"),
     ],
 )
 def test_a_mistake_on_the_command_line(tmp_path: Path, override: str, expected: str) -> None:
