@@ -39,7 +39,8 @@ def _represent_list(dumper: yaml.SafeDumper, values: list[Any]) -> yaml.Sequence
 
 _Dumper.add_representer(list, _represent_list)
 _NUMBER = re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$")  # YAML 1.1 wants 1.0e+4 in full
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
+for _side in (_Loader, _Dumper):  # the writer quotes a text that the reader would take for a number
+    _side.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
 
 
 def load_experiment(path: str | Path, overrides: list[str] | None = None) -> tuple[Experiment, Origins]:

@@ -13,10 +13,11 @@ from on_ranks import CLIP, LR, STEPS
 from processes import run_ranks
 from tiny import experiment, plain_curve
 
-FP32 = 1e-5  # of the loss, over 20 steps: the sums run in another order; measured 2e-7
+FEWER = 8  # steps of what only adds to the stages
+FP32 = 1e-5  # of the loss: the sums run in another order; measured 2e-7
 GRADIENT = 1e-4  # of the largest gradient of each tensor, first step
 # bf16 keeps 8 bits: a matrix product split over ranks is rounded to 2^-9 = 0.2% before it is summed, and every
-# rank's gradient before it is averaged. Measured over 20 steps: 1e-3.
+# rank's gradient before it is averaged. Measured: 5e-4 over 8 steps, 1e-3 over 20.
 BF16 = 5e-3
 
 STAGES = (0, 1, 2, 3)
@@ -38,8 +39,8 @@ def reference() -> list[float]:
 def results(layout: str) -> dict[str, dict[str, Any]]:
     """All runs of one layout, in one set of processes: starting them costs more than training."""
     world, tensor, accumulation = LAYOUTS[layout]
-    runs = {f"fp32 ZeRO-{stage}": {"stage": stage, "accumulation": accumulation} for stage in STAGES}
-    runs |= {f"bf16 ZeRO-{stage}": {"stage": stage, "bf16": True, "accumulation": accumulation} for stage in STAGES}
+    runs: dict[str, dict[str, Any]] = {f"fp32 ZeRO-{stage}": {"stage": stage, "steps": STEPS} for stage in STAGES}
+    runs |= {f"bf16 ZeRO-{stage}": {"stage": stage, "bf16": True} for stage in STAGES}
     if layout == "data 2":
         for stage in (2, 3):
             runs[f"fp32 ZeRO-{stage} offload"] = {"stage": stage, "offload": True}
@@ -52,7 +53,9 @@ def results(layout: str) -> dict[str, dict[str, Any]]:
         runs["bf16 ZeRO-2 sequence"] = {"stage": 2, "bf16": True, "sequence": True}
         runs["fp32 ZeRO-2 sequence recompute full"] = {"stage": 2, "sequence": True, "recompute": "full"}
     if layout == "tensor 2 x data 2":
-        runs["fp32 ZeRO-3 sequence"] = {"stage": 3, "sequence": True, "accumulation": accumulation}
+        runs["fp32 ZeRO-3 sequence"] = {"stage": 3, "sequence": True}
+    for run in runs.values():
+        run.update(accumulation=accumulation, steps=run.get("steps", FEWER))
     job = {"tensor": tensor, "runs": list(runs.values())}
     return dict(zip(runs, run_ranks(world, "on_ranks:curves", job, timeout=400), strict=True))
 
@@ -61,7 +64,7 @@ def results(layout: str) -> dict[str, dict[str, Any]]:
 def test_fp32_curve_and_gradients_are_those_of_one_process(layout: str) -> None:
     for name, result in results(layout).items():
         if name.startswith("fp32"):
-            difference = relative(result["curve"], reference())
+            difference = relative(result["curve"], reference()[: len(result["curve"])])
             TABLE[layout, name] = difference
             assert difference <= FP32, f"{layout}, {name}: the curve differs by {difference:.1e}"
             assert result["gradient_error"] <= GRADIENT, f"{layout}, {name}: gradients {result['gradient_error']:.1e}"
@@ -70,7 +73,7 @@ def test_fp32_curve_and_gradients_are_those_of_one_process(layout: str) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_bf16_curve_is_near_that_of_one_process(layout: str) -> None:
     one = results("1 process")["bf16 ZeRO-1"]["curve"]
-    assert relative(one, reference()) <= BF16
+    assert relative(one, reference()[:FEWER]) <= BF16
     for name, result in results(layout).items():
         if name.startswith("bf16"):
             difference = relative(result["curve"], one)
@@ -89,8 +92,8 @@ def test_the_reference_learns() -> None:
 
 def test_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
-        print("\nlargest relative difference of the loss curve over 20 steps (fp32: from a bare torch loop in one")
-        print("process; bf16: from one process in bf16)")
+        print("\nlargest relative difference of the loss curve, over 20 steps for the fp32 stages, else 8")
+        print("(fp32: from a bare torch loop in one process; bf16: from one process in bf16)")
         for (layout, name), difference in TABLE.items():
             print(f"  {layout:18s} {name:32s} {difference:.1e}")
 

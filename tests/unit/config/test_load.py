@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from m3ae_scale.config import Experiment, Origins, Span, annotated, load_experiment, save_experiment
@@ -225,6 +225,9 @@ plain = st.one_of(st.booleans(), st.integers(), st.floats(allow_nan=False, allow
     shards=st.one_of(words, st.lists(words, min_size=1, max_size=3)),
     overrides=st.dictionaries(words, st.one_of(plain, st.lists(plain, max_size=3)), max_size=3),
     weight=st.floats(1e-9, 1e9),
+)
+@example(  # texts that read as numbers
+    length=Span(count=1, unit="steps"), ratio=0.5, lr=1e-4, shards="0E0", overrides={"1e5": "1e5"}, weight=1.0
 )
 def test_a_saved_experiment_loads_as_it_was(
     tmp_path_factory: pytest.TempPathFactory,
