@@ -5,7 +5,7 @@ parallelism would sum over ranks is scattered instead, and gathered before the n
 Megatron's own functions for it ask for the current CUDA device; these run anywhere.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -15,15 +15,17 @@ from torch import Tensor, nn
 
 from m3ae_scale.parallel.shard import shard_of
 
+Move = Callable[[Tensor, dist.ProcessGroup], Tensor]
+
 
 def split_rows(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Keep this rank's rows of what all ranks hold. x: (n, ...) with n a multiple of the ranks -> (n / ranks, ...)."""
-    return _Split.apply(x, group)
+    return _Moved.apply(x, group, _part, _gather)
 
 
 def join_rows(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Put the rows of all ranks together, for what every rank then does alike. x: (m, ...) -> (m * ranks, ...)."""
-    return _Join.apply(x, group)
+    return _Moved.apply(x, group, _gather, _part)
 
 
 def column_linear(x: Tensor, weight: Tensor, bias: Tensor | None, group: dist.ProcessGroup) -> Tensor:
@@ -33,7 +35,7 @@ def column_linear(x: Tensor, weight: Tensor, bias: Tensor | None, group: dist.Pr
 
 def row_linear(x: Tensor, weight: Tensor, bias: Tensor | None, group: dist.ProcessGroup) -> Tensor:
     """Sum over ranks, and keep this rank's rows of the sum. x: (m * ranks, in / ranks) -> (m, out)."""
-    y: Tensor = _ScatterSum.apply(F.linear(x, weight), group)
+    y: Tensor = _Moved.apply(F.linear(x, weight), group, _scatter_sum, _gather)
     return y if bias is None else y + bias
 
 
@@ -41,7 +43,7 @@ def sum_gradients(modules: Iterable[nn.Module], group: dist.ProcessGroup) -> Non
     """Sum over ranks the gradients of those parameters that are whole: each rank has them of its rows alone."""
 
     def summed(gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous()
+        gradient = gradient.clone(memory_format=torch.contiguous_format)  # a hook may not write to what it is given
         dist.all_reduce(gradient, group=group)
         return gradient
 
@@ -56,47 +58,39 @@ def _part(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     return x.narrow(0, dist.get_rank(group) * rows, rows).contiguous()
 
 
-def _gather(x: Tensor, group: dist.ProcessGroup, wait: bool = True) -> tuple[Tensor, dist.Work | None]:
+def _gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    whole, arrives = _start_gather(x, group)
+    arrives.wait()
+    return whole
+
+
+def _scatter_sum(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    part, arrives = _start_scatter_sum(x, group)
+    arrives.wait()
+    return part
+
+
+def _start_gather(x: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, dist.Work]:
     whole = x.new_empty(x.shape[0] * dist.get_world_size(group), *x.shape[1:])
-    return whole, dist.all_gather_into_tensor(whole, x.contiguous(), group=group, async_op=not wait)
+    return whole, dist.all_gather_into_tensor(whole, x.contiguous(), group=group, async_op=True)
 
 
-def _scatter_sum(x: Tensor, group: dist.ProcessGroup, wait: bool = True) -> tuple[Tensor, dist.Work | None]:
+def _start_scatter_sum(x: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, dist.Work]:
     part = x.new_empty(x.shape[0] // dist.get_world_size(group), *x.shape[1:])
-    return part, dist.reduce_scatter_tensor(part, x.contiguous(), group=group, async_op=not wait)
+    return part, dist.reduce_scatter_tensor(part, x.contiguous(), group=group, async_op=True)
 
 
-class _Split(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return _part(x, group)
+class _Moved(torch.autograd.Function):
+    """Moves rows between ranks by one function, and their gradients by another."""
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return _gather(gradients[0], ctx.group)[0], None
-
-
-class _Join(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return _gather(x, group)[0]
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup, forth: Move, back: Move) -> Tensor:
+        ctx.group, ctx.back = group, back
+        return forth(x, group)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return _part(gradients[0], ctx.group), None
-
-
-class _ScatterSum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return _scatter_sum(x, group)[0]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return _gather(gradients[0], ctx.group)[0], None
+        return ctx.back(gradients[0], ctx.group), None, None, None
 
 
 class _Column(torch.autograd.Function):
@@ -106,19 +100,17 @@ class _Column(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, group: dist.ProcessGroup) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.group, ctx.biased = group, bias is not None
-        return F.linear(_gather(x, group)[0], weight, bias)
+        return F.linear(_gather(x, group), weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         gradient = gradients[0].contiguous()
         x, weight = ctx.saved_tensors
-        whole, gathered = _gather(x, ctx.group, wait=False)
+        whole, gathered = _start_gather(x, ctx.group)
         inputs = gradient @ weight
-        part, scattered = _scatter_sum(inputs, ctx.group, wait=False)
-        if gathered is not None:
-            gathered.wait()
+        part, scattered = _start_scatter_sum(inputs, ctx.group)
+        gathered.wait()
         weights = gradient.t() @ whole
         bias = gradient.sum(0) if ctx.biased else None
-        if scattered is not None:
-            scattered.wait()
+        scattered.wait()
         return part, weights, bias, None
