@@ -13,7 +13,6 @@ import json
 import os
 import random
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
@@ -28,7 +27,8 @@ from m3ae_scale.engine.checkpoint import latest_checkpoint, load_latest, prune_c
 from m3ae_scale.engine.checkpoint.folder import checkpoints_folder, list_checkpoints
 from m3ae_scale.engine.checkpoint.format import read_manifest, require_good
 from m3ae_scale.parallel.groups import close_groups, open_groups
-from m3ae_scale.parallel.launch import find_ranks
+from m3ae_scale.parallel.launch import Ranks, find_ranks
+from m3ae_scale.parallel.spawn import free_port
 
 
 def live(folder: Path, last: int, say: int, every_step: bool) -> None:
@@ -58,9 +58,7 @@ def live(folder: Path, last: int, say: int, every_step: bool) -> None:
 
 def start(folder: Path, ranks: int, last: int, every_step: bool = True) -> tuple[list[int], int]:
     """Fork the ranks of one life; returns their process ids and the descriptor to read from."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     reader, writer = os.pipe()
     children = []
     for rank in range(ranks):
@@ -68,9 +66,7 @@ def start(folder: Path, ranks: int, last: int, every_step: bool = True) -> tuple
         if child == 0:
             code = 1
             try:
-                place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-                place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-                os.environ.update({key: str(value) for key, value in place.items()})
+                os.environ |= Ranks(rank, ranks, rank, ranks, "127.0.0.1", port, "fork").environment()
                 live(folder, last, writer, every_step)
                 code = 0
             finally:

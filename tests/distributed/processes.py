@@ -11,7 +11,6 @@ import importlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,8 @@ from typing import Any, NoReturn
 
 import pytest
 
-from m3ae_scale.parallel.spawn import die_with_parent
+from m3ae_scale.parallel.launch import Ranks
+from m3ae_scale.parallel.spawn import die_with_parent, free_port
 
 HERE = Path(__file__).parent
 _IMPORTED_ONCE = ("torch._dynamo", "on_ranks", "on_checkpoints", "on_initial", "m3ae_scale.parallel.linear")
@@ -73,9 +73,7 @@ def _serve() -> None:
         importlib.import_module(module)
     for line in sys.stdin:
         job = json.loads(line)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         ranks = [_fork(job, rank, port) for rank in range(job["world"])]
         codes = _wait(ranks, job["timeout"])
         answers.write(json.dumps(codes) + "\n")
@@ -94,12 +92,11 @@ def _be_rank(job: dict[str, Any], rank: int, port: int) -> NoReturn:
     try:
         die_with_parent()
         os.setsid()
-        folder, world = Path(job["folder"]), str(job["world"])
+        folder, world = Path(job["folder"]), job["world"]
         log = os.open(folder / f"rank{rank}.log", os.O_WRONLY | os.O_CREAT)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        os.environ |= Ranks(rank, world, rank, world, "127.0.0.1", port, "fork").environment()
         module, function = job["target"].split(":")
         value = getattr(importlib.import_module(module), function)(job["argument"])
         if rank == 0:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from itertools import chain
@@ -13,6 +12,8 @@ import pytest
 import yaml
 
 from m3ae_scale.data.synthesize import Synthesis, synthesize
+from m3ae_scale.parallel.launch import Ranks
+from m3ae_scale.parallel.spawn import free_port
 from m3ae_scale.training.metrics_file import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -38,16 +39,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(folder: Path, name: str, world: int, die_after: int = 10_000) -> list[list[str]]:
     """Run `world` ranks until the end or until they kill themselves; return the samples of each step that began."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     ranks = []
     for rank in range(world):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         script = [sys.executable, str(ROOT / "tests" / "distributed" / "recorded_pretrain.py")]
         script += ["elastic.yaml", name, str(GLOBAL_BATCH // world), str(die_after)]
-        environment = os.environ | {key: str(value) for key, value in place.items()}
+        environment = os.environ | Ranks(rank, world, rank, world, "127.0.0.1", port, "test").environment()
         with open(folder / f"{name}_{world}_{rank}.log", "w") as log:
             ranks.append(subprocess.Popen(script, cwd=folder, env=environment, stdout=log, stderr=log))
     codes = [process.wait(timeout=200) for process in ranks]

@@ -12,6 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from m3ae_scale.config import Experiment
+from m3ae_scale.parallel.spawn import free_port
 from m3ae_scale.training import tracking
 from m3ae_scale.training.tracking import Tracker, default_uri, flatten
 
@@ -133,9 +134,7 @@ def test_a_server_that_hangs_does_not_hold_the_end_of_the_run(folder, caplog):
 
 def test_a_server_that_comes_up_late_gets_the_run(folder, monkeypatch):
     monkeypatch.setattr(tracking, "_WAITS", (0.0,) + (0.5,) * 200)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     uri = f"http://127.0.0.1:{port}"
     tracker = Tracker(experiment(uri), folder, TAGS)
     tracker.metrics(1, {"loss": 1.0})
