@@ -115,6 +115,7 @@ def contenders(options: argparse.Namespace, task: dict[str, Any]) -> list[tuple[
             "text loss: all logits at once": {"kernels": {"text_loss": "plain"}},
             "text loss: torch's": {"kernels": {"text_loss": "torch"}},
             "attention: sample by sample": {"kernels": {"attention": "reference"}},
+            "freed memory given back": {"malloc": "default"},
             "blocks compiled": {"kernels": {"compile": "blocks"}},
             "recompute full": {"recompute": "full"},
             "recompute selective": {"recompute": "selective"},

@@ -1,8 +1,10 @@
 """m3ae_scale itself: the packed model, in the DeepSpeed engine (ZeRO-1, one rank) or in a bare torch loop.
 
-The task's `how` is "deepspeed" or "bare"; its `kernels` and `experiment` change keys of the experiment.
+The task's `how` is "deepspeed" or "bare"; `kernels`, `recompute` and `zero` change those keys of the experiment; with
+`malloc`: "default" freed memory goes back to the kernel, as it does without parallel/host_memory.py.
 """
 
+import ctypes
 import itertools
 import os
 from typing import Any
@@ -47,13 +49,16 @@ def main() -> None:
         "train": {"length": "1 steps"},
         "engine": {
             "deepspeed": f"zero1_{task['precision']}",
-            "overrides": {"train_micro_batch_size_per_gpu": task["micro_batch"]},
+            "overrides": {"train_micro_batch_size_per_gpu": task["micro_batch"], "zero_optimization": task.get("zero", {})},
             "recompute": task.get("recompute", "none"),
         },
         "kernels": task.get("kernels", {}),
     }
     experiment = Experiment.model_validate(values)
     groups = open_groups(find_ranks(os.environ), 1)
+    if task.get("malloc") == "default":
+        ctypes.CDLL(None).mallopt(-4, 65536)  # M_MMAP_MAX
+        ctypes.CDLL(None).mallopt(-1, 128 * 1024)  # M_TRIM_THRESHOLD
     made = batches(experiment.model, task["vocabulary"], task["micro_batch"], task["batches"], text=task["text"])
     supply = itertools.cycle([batch.to(groups.device) for batch in made])
     if task["how"] == "deepspeed":

@@ -7,6 +7,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from m3ae_scale.parallel.host_memory import keep_freed_memory
 from m3ae_scale.parallel.launch import Ranks
 from m3ae_scale.parallel.topology import Topology
 
@@ -53,6 +54,8 @@ def open_groups(ranks: Ranks, tensor_parallel: int) -> Groups:
     device = torch.device("cuda", ranks.local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
     # DeepSpeed reads its place from these, whatever launcher was used.
     place = ranks.environment()
     if not _before:
