@@ -30,10 +30,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for source in experiment["data"]["sources"] + experiment["data"]["validation"]:
         source["shards"] = source["shards"].replace("data/quickstart", "data")
     experiment["batch"] = {"global": 12}
-    experiment["optimizer"]["lr"] = 4e-2  # per 256 samples, for a batch of 12
-    experiment["engine"]["overrides"]["train_micro_batch_size_per_gpu"] = 2
-    experiment["train"] = {"length": "24 steps", "warmup": "4 steps"}
-    experiment["run"] = {"log_every": 1, "validate_every": 12, "pictures_every": 24, "checkpoint_every": 8}
+    experiment["optimizer"]["lr"] = 6e-2  # per 256 samples, for a batch of 12
+    experiment["engine"]["overrides"]["train_micro_batch_size_per_gpu"] = 3
+    experiment["train"] = {"length": "12 steps", "warmup": "2 steps"}
+    experiment["run"] = {"log_every": 1, "validate_every": 6, "pictures_every": 12, "checkpoint_every": 4}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False))
     return folder
 
