@@ -18,7 +18,7 @@ MISTAKES = {
     "unknown section": (["modle.size=base"], ["--set", 'did you mean "model"?']),
     "tensor parallel that does not divide heads": (["parallel.tensor=3"], ["does not divide model.encoder.heads (4)"]),
     "tensor parallel without ranks": (["parallel.tensor=2"], ["does not divide the 1 ranks"]),
-    "global batch that does not divide": (["batch.global=13"], ["batch.global 13", "12 or 14"]),
+    "global batch that does not divide": (["batch.global=13"], ["batch.global 13", "12 or 15"]),
     "DeepSpeed JSON against the batch": (
         ["engine.overrides.train_batch_size=64"],
         ["train_batch_size is 64", "batch.global is 12"],
