@@ -151,8 +151,8 @@ def test_synthesize_then_index(
 
 def test_ctrl_c_ends_with_130(tmp_path: Path) -> None:
     program = (
-        "import os, signal, sys; from m3ae_scale.cli import main as cli; import m3ae_scale.config as config; "
-        "config.load_experiment = lambda *a: os.kill(os.getpid(), signal.SIGINT); "
+        "import os, signal, sys, time; from m3ae_scale.cli import main as cli; import m3ae_scale.config as config; "
+        "config.load_experiment = lambda *a: (os.kill(os.getpid(), signal.SIGINT), time.sleep(9)); "
         "sys.exit(cli.main(['config', 'show', 'x']))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=os.environ)
