@@ -49,7 +49,10 @@ def main() -> None:
         "train": {"length": "1 steps"},
         "engine": {
             "deepspeed": f"zero1_{task['precision']}",
-            "overrides": {"train_micro_batch_size_per_gpu": task["micro_batch"], "zero_optimization": task.get("zero", {})},
+            "overrides": {
+                "train_micro_batch_size_per_gpu": task["micro_batch"],
+                "zero_optimization": task.get("zero", {}),
+            },
             "recompute": task.get("recompute", "none"),
         },
         "kernels": task.get("kernels", {}),
