@@ -1,7 +1,7 @@
 """m3ae_scale itself: the packed model, in the DeepSpeed engine (ZeRO-1, one rank) or in a bare torch loop.
 
-The task's `how` is "deepspeed" or "bare"; `kernels`, `recompute` and `zero` change those keys of the experiment; with
-`malloc`: "default" freed memory goes back to the kernel, as it does without parallel/host_memory.py.
+The task's `how` is "deepspeed" or "bare"; its `kernels` and `recompute` change those keys of the
+experiment; with `malloc`: "default" freed memory goes back to the kernel, as without parallel/host_memory.py.
 """
 
 import ctypes
@@ -49,10 +49,7 @@ def main() -> None:
         "train": {"length": "1 steps"},
         "engine": {
             "deepspeed": f"zero1_{task['precision']}",
-            "overrides": {
-                "train_micro_batch_size_per_gpu": task["micro_batch"],
-                "zero_optimization": task.get("zero", {}),
-            },
+            "overrides": {"train_micro_batch_size_per_gpu": task["micro_batch"]},
             "recompute": task.get("recompute", "none"),
         },
         "kernels": task.get("kernels", {}),

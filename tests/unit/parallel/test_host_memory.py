@@ -26,6 +26,6 @@ else:
 
 
 def test_large_buffers_are_reused() -> None:
-    """glibc maps each of them anew until it is told otherwise."""
+    """By default glibc maps each of them anew."""
     run = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     assert run.stdout.strip() in ("kept", "no mallopt"), run.stdout
