@@ -4,8 +4,9 @@
 
 Shapes are those of a micro-batch of pairs with captions as long as CC12M's. FLOPs are those that are useful (attention
 by squared lengths), bytes those of inputs and outputs alone; forward and backward. The roofline is what the larger of
-FLOPs / ceiling and bytes / bandwidth allows, both measured in this run: a large matrix product, a large copy. Backends
-take turns, the median of the rounds counts; "times" is against the first backend of the operation, the default here.
+FLOPs / ceiling and bytes / bandwidth allows: of a large matrix product and a large copy, the fastest of those that were
+measured between the operations. Backends take turns, the median of the rounds counts; "times" is against the first
+backend of the operation, the default here.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from m3ae_scale.batch import Stream
 from m3ae_scale.bench.results import append_row
 from m3ae_scale.bench.synthetic import batches
 from m3ae_scale.config import ModelConfig, OptimizerConfig
-from m3ae_scale.kernels import adam, attention, layer_norm, linear_cross_entropy
+from m3ae_scale.kernels import adam, attention, layer_norm, linear, linear_cross_entropy
 from m3ae_scale.kernels.peak import matmul_ceiling, synchronise
 from m3ae_scale.model.flops import pairs_per_sample
 from m3ae_scale.sizes import Tower
@@ -79,6 +80,17 @@ def operations(model: ModelConfig, micro_batch: int, device: str, dtype: torch.d
         attention_of(encoder, batch.encoder, "encoder", device, dtype),
         attention_of(decoder, batch.decoder, "decoder", device, dtype),
     ]
+    for place, tower, stream in (("encoder", encoder, batch.encoder), ("decoder", decoder, batch.decoder)):
+        rows, inputs, outputs = len(stream.order), tower.dim, tower.mlp_dim
+        tensors = [
+            leaf(*shape, device=device, dtype=dtype) for shape in ((rows, inputs), (outputs, inputs), (outputs,))
+        ]
+        products = {
+            name: forward_backward(lambda t=tensors, name=name: linear.BACKENDS[name](*t), tensors)  # type: ignore[misc]
+            for name in linear.available(device, dtype)
+        }
+        moved = 2 * size * (rows * inputs + outputs * inputs + rows * outputs)
+        found.append(Operation(f"linear, {place}", products, 6.0 * rows * inputs * outputs, moved))
     x = leaf(len(batch.decoder.order), decoder.dim, device=device, dtype=dtype)
     norms = {name: layer_norm.BACKENDS[name](decoder.dim).to(device, dtype) for name in layer_norm.available(device)}
     norm_backends = {name: forward_backward(lambda m=m: m(x), [x]) for name, m in norms.items()}  # type: ignore[misc]
@@ -126,6 +138,18 @@ def timed(function: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
+def in_turns(operation: Operation, rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each backend in each round, after one that warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in operation.backends}
+    order = random.Random(0)
+    for number in range(rounds + 1):
+        for name in order.sample(list(seconds), len(seconds)):
+            took = timed(operation.backends[name], device)
+            if number:
+                seconds[name].append(took)
+    return seconds
+
+
 def main() -> None:
     """Measure, print and append rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -138,19 +162,16 @@ def main() -> None:
     options = parser.parse_args()
     precision = options.precision or ("bf16" if options.device == "cuda" else "fp32")
     dtype, device = (torch.bfloat16 if precision == "bf16" else torch.float32), torch.device(options.device)
-    ceiling, stream = matmul_ceiling(device, dtype), bandwidth(device)
+    model = ModelConfig.model_validate({"size": options.size})
+    ceiling, stream = 0.0, 0.0
+    measured: list[tuple[Operation, dict[str, list[float]]]] = []
+    for operation in operations(model, options.micro_batch, options.device, dtype):
+        ceiling, stream = max(ceiling, matmul_ceiling(device, dtype)), max(stream, bandwidth(device))
+        measured.append((operation, in_turns(operation, options.rounds, device)))
     print(f"{options.size}, {options.micro_batch} pairs, {precision} on {options.device}:", end=" ")
     print(f"matmul ceiling {ceiling / 1e9:.1f} GFLOP/s, copy {stream / 1e9:.1f} GB/s\n")
     print("| operation | backend | ms | times | GFLOP | MB | of roofline |\n|---|---|---|---|---|---|---|")
-    model = ModelConfig.model_validate({"size": options.size})
-    for operation in operations(model, options.micro_batch, options.device, dtype):
-        seconds: dict[str, list[float]] = {name: [] for name in operation.backends}
-        order = random.Random(0)
-        for number in range(options.rounds + 1):
-            for name in order.sample(list(seconds), len(seconds)):
-                took = timed(operation.backends[name], device)
-                if number:  # the first round warms up
-                    seconds[name].append(took)
+    for operation, seconds in measured:
         first = statistics.median(next(iter(seconds.values())))
         for name, values in seconds.items():
             median = statistics.median(values)

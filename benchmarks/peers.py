@@ -30,6 +30,8 @@ from m3ae_scale.config import AugmentConfig, ModelConfig
 HERE = Path(__file__).parent / "peers"
 VOCABULARY = 30522
 OURS = "m3ae_scale"
+# What parallel/host_memory.py does for ours, for any program on glibc.
+KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
 
 
 class Peer:
@@ -40,6 +42,8 @@ class Peer:
         environment = os.environ | {"OMP_NUM_THREADS": str(task["threads"]), "JAX_PLATFORMS": task["device"]}
         if path:
             environment["PYTHONPATH"] = path
+        if task.get("keep_memory"):
+            environment |= KEEP_MEMORY
         if task["device"] == "cpu" and script == "m3ae_public.py":
             environment["XLA_FLAGS"] = f"--xla_cpu_multi_thread_eigen={'true' if task['threads'] > 1 else 'false'}"
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (lives as long as the peer)
@@ -122,7 +126,11 @@ def contenders(options: argparse.Namespace, task: dict[str, Any]) -> list[tuple[
         }
         ours = [(OURS, "ours.py", deepspeed, here, None)]
         return ours + [(name, "ours.py", deepspeed | change, here, None) for name, change in changes.items()]
-    found = [(OURS, "ours.py", deepspeed, here, None), ("dense torch", "dense_torch.py", task, here, None)]
+    found = [
+        (OURS, "ours.py", deepspeed, here, None),
+        ("bare torch loop", "ours.py", task | {"how": "bare"}, here, None),
+        ("dense torch", "dense_torch.py", task, here, None),
+    ]
     if options.m3ae_public:
         checkout = task | {"checkout": options.m3ae_public}
         found.append(("m3ae_public (JAX)", "m3ae_public.py", checkout, options.jax_python, None))
@@ -144,6 +152,9 @@ def main() -> None:
     parser.add_argument("--hf-path")
     parser.add_argument("--only", choices=["peers", "cost", "ablation"], default="peers")
     parser.add_argument("--images-alone", action="store_true")
+    parser.add_argument(
+        "--keep-memory", action="store_true", help="let all keep the memory that they free, as ours does"
+    )
     parser.add_argument("--encoder", default="384,12,6", help="dim,depth,heads")
     parser.add_argument("--decoder", default="512,8,16")
     parser.add_argument("--image", type=int, default=256)
@@ -171,6 +182,7 @@ def main() -> None:
             "data": str(data), "encoder": encoder, "decoder": decoder, "image": options.image, "patch": model.patch,
             "vocabulary": VOCABULARY, "precision": options.precision, "device": options.device, "text": text,
             "threads": options.threads, "micro_batch": options.micro_batch, "batches": options.batches,
+            "keep_memory": options.keep_memory,
         }  # fmt: skip
         peers = start(contenders(options, task))
         times = take_turns(peers, options.rounds, options.steps)

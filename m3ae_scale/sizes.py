@@ -36,6 +36,7 @@ SIZES: dict[str, Size] = {
     "g": Size(Tower(1408, 40, 16, 6144), _DECODER, _SCALING_VITS),
     "G": Size(Tower(1664, 48, 16, 8192), _DECODER, _SCALING_VITS),
     "e": Size(Tower(1792, 56, 16, 15360), _DECODER, "Chen et al. 2022, PaLI, table 1"),
+    "6b": Size(Tower(4096, 32, 32, 16384), _DECODER, "ours: 10b with fewer blocks, for one GPU of 141 GB"),
     "10b": Size(Tower(4096, 48, 32, 16384), _DECODER, "ours: between e and 22b, heads of 128"),
     "22b": Size(Tower(6144, 48, 48, 24576), _DECODER, "Dehghani et al. 2023, ViT-22B, table 1"),
 }

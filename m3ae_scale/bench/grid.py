@@ -26,6 +26,7 @@ class ThroughputCell:
     recompute: str = "none"
     attention: str = "auto"
     layer_norm: str = "auto"
+    linear: str = "auto"
     text_loss: str = "auto"
     compile: str = "none"
     text: bool = True  # pairs; False: images alone

@@ -117,7 +117,7 @@ def experiment_of(cell: ThroughputCell) -> Experiment:
     """Write the cell as an experiment, so that the engine is built as in training. Raises InputError."""
     offload = "_offload" if cell.offload else ""
     data = cell.devices // cell.tensor_parallel
-    kernels = {name: getattr(cell, name) for name in ("attention", "layer_norm", "text_loss", "compile")}
+    kernels = {name: getattr(cell, name) for name in ("attention", "layer_norm", "linear", "text_loss", "compile")}
     values = {
         "name": "throughput",
         "model": {"size": cell.size},

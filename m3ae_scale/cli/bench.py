@@ -72,6 +72,7 @@ _CELL_OPTIONS = {  # key of a cell -> its type and meaning
     "recompute": (str, "none, full, selective or every_N."),
     "attention": (str, "A backend of kernels.attention."),
     "layer_norm": (str, "A backend of kernels.layer_norm."),
+    "linear": (str, "A backend of kernels.linear: torch or fp8."),
     "text_loss": (str, "A backend of kernels.text_loss."),
     "compile": (str, "none or blocks."),
     "text": (bool, "Pairs of image and caption; false: images alone."),

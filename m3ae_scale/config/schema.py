@@ -249,6 +249,7 @@ class KernelConfig(Section):
 
     attention: str = "auto"
     layer_norm: str = "auto"
+    linear: str = "auto"  # fp8: the blocks' matrix products in 8 bits, which changes the numbers
     adam: str = "auto"
     text_loss: str = "auto"
     # blocks: torch.compile of the transformer blocks, shapes left open so that batches of other sizes do not recompile

@@ -20,13 +20,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from m3ae_scale.config import Experiment
+from m3ae_scale.config import Experiment, ModelConfig
 from m3ae_scale.engine.checkpoint.weights import as_tensor
 from m3ae_scale.engine.compile import apply_compile, without_patched_linear
 from m3ae_scale.engine.operations import clear_stale_locks
 from m3ae_scale.engine.quick_deepspeed import deepspeed
 from m3ae_scale.engine.quick_deepspeed import logger as deepspeed_logger
 from m3ae_scale.engine.recompute import apply_recompute
+from m3ae_scale.errors import InputError
+from m3ae_scale.kernels import linear
 from m3ae_scale.kernels.adam import build_adam
 from m3ae_scale.kernels.choose import Kernels, choose
 from m3ae_scale.model import M3AE, Layers, PlainLayers
@@ -66,6 +68,8 @@ def build(
     dtype = torch.bfloat16 if deepspeed_config.get("bf16", {}).get("enabled") else torch.float32
     offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
     kernels = choose(experiment.kernels, groups.device.type, dtype, offloaded, groups.tensor is not None)
+    if kernels.linear_name == "fp8":
+        check_widths(experiment.model, groups.topology.tensor)
     mpu = _mpu(groups)
     if experiment.kernels.compile != "none" and stage == 3:
         deepspeed_config = without_patched_linear(deepspeed_config)
@@ -73,7 +77,7 @@ def build(
     deepspeed.init_distributed(dist_init_required=False)  # adopts the groups that torch already has
 
     with _construction(stage, deepspeed_config, mpu):
-        model = build_model(experiment, vocabulary, layers_of(groups, experiment.parallel.sequence), kernels)
+        model = build_model(experiment, vocabulary, layers_of(groups, experiment.parallel.sequence, kernels), kernels)
     draw_values(model, experiment.seed, groups, given or {})
     if experiment.parallel.sequence and groups.tensor is not None:
         sum_gradients((model.encoder.transformer, model.decoder.transformer), groups.tensor)
@@ -99,13 +103,28 @@ def build_model(experiment: Experiment, vocabulary: int, layers: Layers, kernels
     return M3AE(experiment.model, vocabulary, augment.mean, augment.std, layers, kernels)
 
 
-def layers_of(groups: Groups, sequence: bool) -> Layers:
+def layers_of(groups: Groups, sequence: bool, kernels: Kernels) -> Layers:
     """Return the factory of linear layers for this topology, with sequence parallelism if wanted."""
     if groups.tensor is None:
-        return PlainLayers()
+        return PlainLayers(kernels.linear)
     from m3ae_scale.parallel.linear import TensorParallelLayers
 
-    return TensorParallelLayers(groups.tensor, sequence)
+    return TensorParallelLayers(groups.tensor, sequence, kernels.linear)
+
+
+def check_widths(model: ModelConfig, tensor: int) -> None:
+    """Check that every linear layer of the blocks fits the 8-bit products. Raises InputError with the width."""
+    unit = linear.MULTIPLE * tensor
+    for tower in ("encoder", "decoder"):
+        shape = getattr(model, tower).shape
+        for key in ("dim", "mlp_dim"):
+            width = getattr(shape, key)
+            if width % unit:
+                among = f" over {tensor} tensor-parallel ranks" if tensor > 1 else ""
+                raise InputError(
+                    f"kernels.linear: fp8 needs widths that are multiples of {unit}{among}, but model.{tower}.{key} is "
+                    f"{width}; choose another width, or kernels.linear torch"
+                )
 
 
 def peak_lr(experiment: Experiment) -> float:

@@ -17,7 +17,8 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from m3ae_scale.model.transformer import Block
 
-_MATRIX_PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default}
+_PRODUCTS = ("mm", "addmm", "bmm", "_scaled_mm", "_scaled_mm_v2")  # the last two in 8 bits, each of some versions
+_MATRIX_PRODUCTS = {getattr(torch.ops.aten, name).default for name in _PRODUCTS if hasattr(torch.ops.aten, name)}
 
 
 def apply_recompute(model: nn.Module, policy: str) -> int:

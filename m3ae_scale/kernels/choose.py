@@ -6,7 +6,7 @@ import torch
 
 from m3ae_scale.config import KernelConfig
 from m3ae_scale.errors import InputError
-from m3ae_scale.kernels import adam, attention, layer_norm, linear_cross_entropy
+from m3ae_scale.kernels import adam, attention, layer_norm, linear, linear_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,7 @@ class Kernels:
 
     attention_name: str
     layer_norm_name: str
+    linear_name: str
     adam_name: str
     text_loss_name: str
 
@@ -29,13 +30,18 @@ class Kernels:
         return layer_norm.BACKENDS[self.layer_norm_name]
 
     @property
+    def linear(self) -> linear.LinearFn:
+        """The linear layers of the blocks."""
+        return linear.BACKENDS[self.linear_name]
+
+    @property
     def text_loss(self) -> linear_cross_entropy.LinearCrossEntropy:
         """The text head's last layer with its cross-entropy."""
         return linear_cross_entropy.BACKENDS[self.text_loss_name]
 
     def __str__(self) -> str:
-        names = f"attention {self.attention_name}, layer_norm {self.layer_norm_name}, text_loss {self.text_loss_name}"
-        return f"{names}, adam {self.adam_name}"
+        names = f"attention {self.attention_name}, layer_norm {self.layer_norm_name}, linear {self.linear_name}"
+        return f"{names}, text_loss {self.text_loss_name}, adam {self.adam_name}"
 
 
 def choose(
@@ -49,6 +55,7 @@ def choose(
     return Kernels(
         _pick("attention", config.attention, attention.available(device, dtype), list(attention.BACKENDS)),
         _pick("layer_norm", config.layer_norm, layer_norm.available(device), list(layer_norm.BACKENDS)),
+        _pick("linear", config.linear, linear.available(device, dtype), list(linear.BACKENDS)),
         _pick("adam", config.adam, adam.available(device, offloaded), list(adam.BACKENDS)),
         _pick(
             "text_loss",

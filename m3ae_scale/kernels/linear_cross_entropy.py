@@ -89,10 +89,10 @@ class _Chunked(torch.autograd.Function):
         for piece, wanted in zip(x.split(rows), target.split(rows), strict=True):
             logits = _logits(piece, weight, bias, part)
             whole = logits.float()
-            log_sums.append(whole.logsumexp(-1))
+            value, word = whole.max(-1)
+            log_sums.append(whole.sub(value[:, None]).exp_().sum(-1).log_().add_(value))
             column, mine = _column(wanted, weight, part)
             hits.append(whole.gather(1, column[:, None]).squeeze(1) * mine)
-            value, word = whole.max(-1)
             values.append(value)
             words.append(word)
         log_sum, hit, likeliest = _join(torch.cat(log_sums), torch.cat(hits), torch.cat(values), torch.cat(words), part)
@@ -105,7 +105,7 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, target, log_sum, last = ctx.saved_tensors
         gradient_x = torch.empty_like(x, dtype=torch.float32)
-        gradient_weight = torch.zeros_like(weight, dtype=torch.float32)
+        gradient_weight: Tensor | None = None
         gradient_bias = torch.zeros_like(bias, dtype=torch.float32)
         pieces = [tensor.split(ctx.rows) for tensor in (x, target, log_sum, grads[0], gradient_x)]
         for start, (piece, wanted, total, upstream, out) in enumerate(zip(*pieces, strict=True)):
@@ -114,11 +114,13 @@ class _Chunked(torch.autograd.Function):
             gradient = logits.float().sub(total[:, None]).exp_()  # the softmax
             column, mine = _column(wanted, weight, ctx.part)
             gradient.scatter_add_(1, column[:, None], -mine.to(gradient.dtype)[:, None])
-            gradient.mul_(upstream[:, None])
-            gradient_bias += gradient.sum(0)
+            # The gradient of a token's logits is `upstream` times this; to multiply x takes less than to multiply it.
+            gradient_bias += upstream @ gradient
             gradient = gradient.to(x.dtype)
-            out.copy_(gradient @ weight)
-            gradient_weight.add_(gradient.t() @ piece)
+            torch.mul(gradient @ weight, upstream[:, None], out=out)
+            of_piece = gradient.t() @ (piece * upstream[:, None]).to(x.dtype)
+            gradient_weight = of_piece if gradient_weight is None else gradient_weight.float().add_(of_piece)
+        assert gradient_weight is not None  # no tokens are one empty piece
         if ctx.part is not None:
             dist.all_reduce(gradient_x, group=ctx.part.group)
         return gradient_x.to(x.dtype), gradient_weight.to(weight.dtype), gradient_bias.to(bias.dtype), None, None, None

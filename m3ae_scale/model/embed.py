@@ -1,7 +1,6 @@
 """From patches and words to tokens: embeddings, positions, modality types, CLS and mask tokens (paper, section 3.1)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m3ae_scale.batch import IMAGE, TEXT, Batch, Stream
@@ -29,7 +28,7 @@ class Places(nn.Module):
         x = x + table.index_select(0, first_row + stream.position)
         if self.image_type is not None and self.text_type is not None:
             # A product with one-hot rows, not a look-up: its gradient is a sum instead of colliding writes.
-            kind = F.one_hot(stream.modality, 3)[:, IMAGE:].to(x.dtype)
+            kind = torch.stack([stream.modality == IMAGE, stream.modality == TEXT], dim=1).to(x.dtype)
             x = x + kind @ torch.stack([self.image_type, self.text_type])
         return x
 

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from m3ae_scale.kernels.linear import LinearFn, torch_linear
 from m3ae_scale.kernels.linear_cross_entropy import LinearCrossEntropy
 
 
@@ -45,6 +46,18 @@ class Layers(Protocol):
         """Where this rank's part begins in a split of `width` channels; keeps dropout the same at any split."""
 
 
+class _Linear(nn.Linear):
+    """A linear layer by one of the backends of kernels/linear.py."""
+
+    def __init__(self, inputs: int, outputs: int, apply_linear: LinearFn):
+        super().__init__(inputs, outputs)
+        self.apply_linear = apply_linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (n, inputs) -> (n, outputs)."""
+        return self.apply_linear(x, self.weight, self.bias)
+
+
 class _VocabularyHead(nn.Linear):
     """A linear layer that can score its logits itself: ZeRO-3 gathers a weight only while its own module runs."""
 
@@ -60,17 +73,20 @@ class _VocabularyHead(nn.Linear):
 
 
 class PlainLayers:
-    """The layers of one device: torch's own."""
+    """The layers of one device."""
 
     parts = 1
 
+    def __init__(self, linear: LinearFn = torch_linear):
+        self.linear = linear
+
     def column(self, inputs: int, outputs: int, blocks: int = 1) -> nn.Module:
         """See Layers."""
-        return nn.Linear(inputs, outputs)
+        return _Linear(inputs, outputs, self.linear)
 
     def row(self, inputs: int, outputs: int) -> nn.Module:
         """See Layers."""
-        return nn.Linear(inputs, outputs)
+        return _Linear(inputs, outputs, self.linear)
 
     def vocabulary_embedding(self, words: int, dim: int) -> nn.Module:
         """See Layers."""

@@ -4,6 +4,8 @@ The model asks a factory for its layers (model/layers.py); this is the factory f
 rank, and the only place that touches megatron's tensor_parallel.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,9 +15,12 @@ from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     RowParallelLinear,
     VocabParallelEmbedding,
+    copy_to_tensor_model_parallel_region,
+    reduce_from_tensor_model_parallel_region,
 )
 from torch import Tensor, nn
 
+from m3ae_scale.kernels.linear import LinearFn, torch_linear
 from m3ae_scale.kernels.linear_cross_entropy import LinearCrossEntropy, Part
 from m3ae_scale.parallel.sequence import column_linear, join_rows, row_linear, split_rows
 from m3ae_scale.parallel.shard import Shard, mark
@@ -35,18 +40,41 @@ class _Row(RowParallelLinear):
         return super().forward(x)[0]
 
 
-class _ColumnOfParts(ColumnParallelLinear):
+class _ColumnBy(ColumnParallelLinear):
+    """The same by another backend than torch's (kernels/linear.py)."""
+
+    def __init__(self, *args: Any, linear: LinearFn, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.linear = linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(copy_to_tensor_model_parallel_region(x, self.tp_group), self.weight, self.bias)
+
+
+class _RowBy(RowParallelLinear):
+    """The same by another backend than torch's (kernels/linear.py)."""
+
+    def __init__(self, *args: Any, linear: LinearFn, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.linear = linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        part = self.linear(x, self.weight, None)
+        return reduce_from_tensor_model_parallel_region(part, self.tp_group) + self.bias
+
+
+class _ColumnOfParts(_ColumnBy):
     """The same on tokens of which each rank holds a part."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return column_linear(x, self.weight, self.bias, self.tp_group)
+        return column_linear(x, self.weight, self.bias, self.tp_group, self.linear)
 
 
-class _RowOfParts(RowParallelLinear):
+class _RowOfParts(_RowBy):
     """The same on tokens of which each rank gets a part."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return row_linear(x, self.weight, self.bias, self.tp_group)
+        return row_linear(x, self.weight, self.bias, self.tp_group, self.linear)
 
 
 class _VocabularyHead(_Column):
@@ -71,9 +99,10 @@ class TensorParallelLayers:
     """The Layers factory (model/layers.py) for one rank of a tensor-parallel group.
 
     sequence: each rank holds a part of the tokens between the matrix products; see sequence.py.
+    linear: the backend of the blocks' layers; torch's own is left to Megatron, which overlaps what it can.
     """
 
-    def __init__(self, group: dist.ProcessGroup, sequence: bool = False):
+    def __init__(self, group: dist.ProcessGroup, sequence: bool = False, linear: LinearFn = torch_linear):
         self.group = group
         self.size, self.rank = dist.get_world_size(group), dist.get_rank(group)
         self.parts = self.size if sequence else 1
@@ -82,19 +111,25 @@ class TensorParallelLayers:
             tensor_model_parallel_size=self.size, use_cpu_initialization=True, perform_initialization=False
         )
         self._common: dict[str, Any] = {"config": config, "init_method": _initialised_elsewhere, "tp_group": group}
+        self._column: Callable[..., nn.Module] = _Column
+        self._row: Callable[..., nn.Module] = _Row
+        if sequence:
+            self._column = functools.partial(_ColumnOfParts, linear=linear)
+            self._row = functools.partial(_RowOfParts, linear=linear)
+        elif linear is not torch_linear:
+            self._column = functools.partial(_ColumnBy, linear=linear)
+            self._row = functools.partial(_RowBy, linear=linear)
 
     def column(self, inputs: int, outputs: int, blocks: int = 1) -> nn.Module:
         """See Layers."""
-        kind = _ColumnOfParts if self.parts > 1 else _Column
-        layer = kind(inputs, outputs, **self._common)
+        layer = self._column(inputs, outputs, **self._common)
         mark(layer.weight, Shard(0, outputs, blocks))
         mark(layer.bias, Shard(0, outputs, blocks))
         return layer
 
     def row(self, inputs: int, outputs: int) -> nn.Module:
         """See Layers."""
-        kind = _RowOfParts if self.parts > 1 else _Row
-        layer = kind(inputs, outputs, bias=True, input_is_parallel=True, skip_bias_add=False, **self._common)
+        layer = self._row(inputs, outputs, bias=True, input_is_parallel=True, skip_bias_add=False, **self._common)
         mark(layer.weight, Shard(1, inputs))
         return layer
 

@@ -13,6 +13,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from m3ae_scale.kernels.linear import LinearFn, torch_linear
 from m3ae_scale.parallel.shard import shard_of
 
 Move = Callable[[Tensor, dist.ProcessGroup], Tensor]
@@ -28,14 +29,20 @@ def join_rows(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     return _Moved.apply(x, group, _gather, _part)
 
 
-def column_linear(x: Tensor, weight: Tensor, bias: Tensor | None, group: dist.ProcessGroup) -> Tensor:
+def column_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, group: dist.ProcessGroup, linear: LinearFn = torch_linear
+) -> Tensor:
     """Apply this rank's outputs of a linear layer to the rows of all ranks. x: (m, in) -> (m * ranks, out / ranks)."""
-    return _Column.apply(x, weight, bias, group)
+    if linear is torch_linear:
+        return _Column.apply(x, weight, bias, group)
+    return linear(_Moved.apply(x, group, _gather, _scatter_sum), weight, bias)
 
 
-def row_linear(x: Tensor, weight: Tensor, bias: Tensor | None, group: dist.ProcessGroup) -> Tensor:
+def row_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, group: dist.ProcessGroup, linear: LinearFn = torch_linear
+) -> Tensor:
     """Sum over ranks, and keep this rank's rows of the sum. x: (m * ranks, in / ranks) -> (m, out)."""
-    y: Tensor = _Moved.apply(F.linear(x, weight), group, _scatter_sum, _gather)
+    y: Tensor = _Moved.apply(linear(x, weight, None), group, _scatter_sum, _gather)
     return y if bias is None else y + bias
 
 

@@ -8,7 +8,7 @@ from m3ae_scale.kernels.choose import choose
 
 def test_auto_names_what_it_chose() -> None:
     kernels = choose(KernelConfig(), "cpu", torch.float32)
-    assert str(kernels) == "attention padded, layer_norm torch, text_loss chunked, adam torch"
+    assert str(kernels) == "attention padded, layer_norm torch, linear torch, text_loss chunked, adam torch"
 
 
 def test_an_offloaded_optimizer_runs_on_the_host() -> None:
