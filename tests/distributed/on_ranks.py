@@ -109,6 +109,7 @@ def _train(groups: Groups, run: dict[str, Any]) -> dict[str, Any]:
     tiny = experiment(
         engine={"deepspeed": "none", "recompute": run.pop("recompute", "none")},
         parallel={"tensor": groups.topology.tensor, "sequence": run.pop("sequence", False)},
+        kernels={"linear": run.pop("linear", "auto")},
     )
     data = groups.topology.data
     share = GLOBAL_BATCH // data

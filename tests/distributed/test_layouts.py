@@ -19,6 +19,7 @@ GRADIENT = 1e-4  # of the largest gradient of each tensor, first step
 # bf16 keeps 8 bits: a matrix product split over ranks is rounded to 2^-9 = 0.2% before it is summed, and every
 # rank's gradient before it is averaged. Measured: 5e-4 over 8 steps, 1e-3 over 20.
 BF16 = 5e-3
+FP8 = 5e-2  # 4 bits of a value are kept and 3 of a gradient, each rank with scales of its own
 
 STAGES = (0, 1, 2, 3)
 LAYOUTS = {  # name -> ranks, tensor parallel, gradient accumulation
@@ -41,7 +42,11 @@ def results(layout: str) -> dict[str, dict[str, Any]]:
     world, tensor, accumulation = LAYOUTS[layout]
     runs: dict[str, dict[str, Any]] = {f"fp32 ZeRO-{stage}": {"stage": stage, "steps": STEPS} for stage in STAGES}
     runs |= {f"bf16 ZeRO-{stage}": {"stage": stage, "bf16": True} for stage in STAGES}
+    if layout == "1 process":
+        runs["fp8 ZeRO-1"] = {"stage": 1, "bf16": True, "linear": "fp8"}
     if layout == "data 2":
+        eight = {"stage": 3, "bf16": True, "linear": "fp8", "recompute": "selective"}
+        runs["fp8 ZeRO-3 recompute selective"] = eight
         for stage in (2, 3):
             runs[f"fp32 ZeRO-{stage} offload"] = {"stage": stage, "offload": True}
         for policy in ("full", "every_2", "selective"):
@@ -51,6 +56,8 @@ def results(layout: str) -> dict[str, dict[str, Any]]:
         for stage in STAGES:
             runs[f"fp32 ZeRO-{stage} sequence"] = {"stage": stage, "sequence": True}
         runs["bf16 ZeRO-2 sequence"] = {"stage": 2, "bf16": True, "sequence": True}
+        runs["fp8 ZeRO-2"] = {"stage": 2, "bf16": True, "linear": "fp8"}
+        runs["fp8 ZeRO-2 sequence"] = {"stage": 2, "bf16": True, "linear": "fp8", "sequence": True}
         runs["fp32 ZeRO-2 sequence recompute full"] = {"stage": 2, "sequence": True, "recompute": "full"}
     if layout == "tensor 2 x data 2":
         runs["fp32 ZeRO-3 sequence"] = {"stage": 3, "sequence": True}
@@ -81,6 +88,16 @@ def test_bf16_curve_is_near_that_of_one_process(layout: str) -> None:
             assert difference <= BF16, f"{layout}, {name}: the curve differs by {difference:.1e}"
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_curve_in_8_bits_is_near_that_in_bf16(layout: str) -> None:
+    one = results("1 process")["bf16 ZeRO-1"]["curve"]
+    for name, result in results(layout).items():
+        if name.startswith("fp8"):
+            difference = relative(result["curve"], one)
+            TABLE[layout, name] = difference
+            assert 0 < difference <= FP8, f"{layout}, {name}: the curve differs by {difference:.1e}"
+
+
 def test_split_tokens_keep_less() -> None:
     split, whole = (results("tensor 2")[f"fp32 ZeRO-1{which}"]["kept"] for which in (" sequence", ""))
     assert split < 0.8 * whole
@@ -93,7 +110,7 @@ def test_the_reference_learns() -> None:
 def test_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
         print("\nlargest relative difference of the loss curve, over 20 steps for the fp32 stages, else 8")
-        print("(fp32: from a bare torch loop in one process; bf16: from one process in bf16)")
+        print("(fp32: from a bare torch loop in one process; bf16 and fp8: from one process in bf16)")
         for (layout, name), difference in TABLE.items():
             print(f"  {layout:18s} {name:32s} {difference:.1e}")
 
