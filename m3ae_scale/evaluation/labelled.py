@@ -50,9 +50,9 @@ class LabelledSet:
 
     @property
     def name(self) -> str:
-        """A short name for titles and file names."""
+        """A short name for titles and file names, long enough to tell scenes/train/image from photos/train/image."""
         parts = [part for part in Path(self.place).parts if part.strip("./*") and "{" not in part]
-        return "-".join(parts[-2:]).replace("*", "").removesuffix(".tar") or "data"
+        return "-".join(parts[-3:]).replace("*", "").removesuffix(".tar") or "data"
 
     def of_classes(self, classes: Sequence[str]) -> "LabelledSet":
         """Return the same samples with classes numbered as in `classes`, a training set's.

@@ -105,7 +105,8 @@ def _scale(axes: Any, axis: Any, wanted: Axis, values: Sequence[float]) -> None:
     horizontal = axis is axes.xaxis
     for value in wanted.shows:
         (axes.axvline if horizontal else axes.axhline)(value, alpha=0)
-    axis.set_major_locator(MaxNLocator(4 if horizontal else 5))
+    whole = all(float(value).is_integer() for value in values)  # there is no layer 1.6
+    axis.set_major_locator(MaxNLocator(4 if horizontal else 5, integer=whole))
     if wanted.log:
         (axes.set_xscale if horizontal else axes.set_yscale)("log")
         positive = [value for value in [*values, *wanted.shows] if value > 0 and math.isfinite(value)]

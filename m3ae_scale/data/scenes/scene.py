@@ -191,12 +191,17 @@ def _group(
     colours = [c for c in COLOURS if c not in BACKGROUNDS[background] and (other is None or c != other.colour)]
     low, high = RADII[size]
     radius = low + (high - low) * float(rng.random())
+    edge = 0.95 * radius  # a turned shape ends before its radius
+
+    def inside(place: float) -> float:
+        return min(max(place, edge), 1 - edge)
+
     return Group(
         shape=pick(rng, [s for s in shapes if other is None or s != other.shape]),
         colour=pick(rng, colours),
         texture=pick(rng, ("plain", *TEXTURES)),
         size=size,
-        spots=tuple(Spot(x, y, radius, 0.5 * float(rng.random()) - 0.25) for x, y in centres),
+        spots=tuple(Spot(inside(x), inside(y), radius, 0.5 * float(rng.random()) - 0.25) for x, y in centres),
         arrangement=arrangement,
     )
 
