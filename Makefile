@@ -40,7 +40,11 @@ quickstart: $(READY)  ## make data, train a tiny M3AE on 2 processes with ZeRO-3
 test: $(READY_DEV)  ## run every test; prints where the time went
 	@echo "building DeepSpeed's CPU operations (g++, minutes the first time)"; start=$$(date +%s); \
 	python tests/build_operations.py && echo "built: $$(( $$(date +%s) - start )) s"
-	python -m pytest --durations=15 $(PYTEST_ARGS)
+	@# First what one core does, two files at a time; then what takes both cores by itself.
+	@status=0; \
+	python -m pytest --durations=15 -n 2 --dist loadfile tests/e2e tests/unit tests/numerics || status=1; \
+	python -m pytest --durations=15 tests/distributed tests/slurm || status=1; \
+	exit $$status
 
 lint: $(READY_DEV)  ## ruff, mypy and the import contracts
 	ruff check .

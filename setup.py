@@ -47,6 +47,7 @@ EXTRAS["dev"] = [
     *EXTRAS["convert"],
     "pytest>=8",
     "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
     "hypothesis>=6.100",
     "webdataset>=1.0,<2",  # what our shards must be readable by, and what the loader is measured against
     "moto[server]>=5",  # an S3 server for the tests
