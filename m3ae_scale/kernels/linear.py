@@ -31,14 +31,14 @@ def fp8(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def quantise(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Round `x` to an 8-bit type over a scale: the rounded values, and the float32 scale to multiply them by.
+    """Round `x` to an 8-bit type over a scale: the rounded values in row order, and their scale, a float32 number.
 
     The largest value becomes the largest of the type. A value that is not finite stays so, for the step's guard to see.
     """
     top = torch.finfo(dtype).max
     largest = torch.linalg.vector_norm(x, torch.inf, dtype=torch.float32)
     scale = largest.clamp(min=torch.finfo(torch.float32).tiny * top) / top
-    return (x.float() / scale).clamp(-top, top).to(dtype), scale
+    return (x.float() / scale).clamp(-top, top).to(dtype).contiguous(), scale
 
 
 class _Fp8(torch.autograd.Function):

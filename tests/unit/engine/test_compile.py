@@ -1,5 +1,7 @@
 """Compiled blocks give what plain ones give, from one graph a tower, whatever the sizes of a batch."""
 
+import copy
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -24,9 +26,10 @@ CONFIG = ModelConfig.model_validate(
 )
 
 
-def model() -> M3AE:
+def model(linear: str = "torch", dtype: torch.dtype = torch.float32) -> M3AE:
     torch.manual_seed(0)
-    built = M3AE(CONFIG, WORDS, (0.5,) * 3, (0.25,) * 3, PlainLayers(), choose(KernelConfig(), "cpu", torch.float32))
+    kernels = choose(KernelConfig(linear=linear), "cpu", dtype)
+    built = M3AE(CONFIG, WORDS, (0.5,) * 3, (0.25,) * 3, PlainLayers(kernels.linear), kernels).to(dtype)
     for parameter in built.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return built
@@ -53,6 +56,22 @@ def test_batches_of_other_sizes_do_not_recompile() -> None:
         assert counter.frame_count == len(variants)
         tokens.append(batch.tokens)
     assert len(set(tokens)) == 5
+    torch._dynamo.reset()
+
+
+@pytest.mark.timeout(900)
+def test_8_bit_products_compile() -> None:
+    torch._dynamo.reset()
+    compiled = model("fp8", torch.bfloat16)
+    plain = copy.deepcopy(compiled)
+    apply_compile(compiled, "blocks", stage=1, backend="aot_eager")
+    (batch,) = batches(CONFIG, WORDS, 5, 1)
+    losses = [objective(each(batch), batch, LossConfig()).mean() for each in (plain, compiled)]
+    for loss in losses:
+        loss.backward()
+    torch.testing.assert_close(*losses)
+    weights = [each.encoder.transformer.blocks[0].mlp.fc1.weight.grad for each in (plain, compiled)]  # type: ignore[union-attr]
+    torch.testing.assert_close(*weights)
     torch._dynamo.reset()
 
 
