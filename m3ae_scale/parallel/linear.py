@@ -111,8 +111,8 @@ class TensorParallelLayers:
             tensor_model_parallel_size=self.size, use_cpu_initialization=True, perform_initialization=False
         )
         self._common: dict[str, Any] = {"config": config, "init_method": _initialised_elsewhere, "tp_group": group}
-        self._column: Callable[..., nn.Module] = _Column
-        self._row: Callable[..., nn.Module] = _Row
+        self._column: Callable[..., ColumnParallelLinear] = _Column
+        self._row: Callable[..., RowParallelLinear] = _Row
         if sequence:
             self._column = functools.partial(_ColumnOfParts, linear=linear)
             self._row = functools.partial(_RowOfParts, linear=linear)

@@ -49,7 +49,8 @@ def line_chart(title: str, x_label: str, series: Sequence[Series], from_zero: bo
             axes.plot(*thin(one.x, one.y), style, color=colour, label=one.name, linewidth=1.6, markersize=4)
         axes.set_xlabel(x_label, color=INK)
         axes.grid(axis="y", color=GRID, linewidth=0.8)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        whole = all(float(x).is_integer() for one in series for x in one.x)  # there is no layer 1.6
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=whole))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.ticklabel_format(axis="y", scilimits=(-3, 6))
         axes.yaxis.get_offset_text().set_color(INK)

@@ -105,7 +105,7 @@ def _scale(axes: Any, axis: Any, wanted: Axis, values: Sequence[float]) -> None:
     horizontal = axis is axes.xaxis
     for value in wanted.shows:
         (axes.axvline if horizontal else axes.axhline)(value, alpha=0)
-    whole = all(float(value).is_integer() for value in values)  # there is no layer 1.6
+    whole = all(float(value).is_integer() for value in values)  # there are no 1.6 devices
     axis.set_major_locator(MaxNLocator(4 if horizontal else 5, integer=whole))
     if wanted.log:
         (axes.set_xscale if horizontal else axes.set_yscale)("log")
