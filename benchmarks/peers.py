@@ -116,6 +116,9 @@ def contenders(options: argparse.Namespace, task: dict[str, Any]) -> list[tuple[
         ]
     if options.only == "ablation":
         changes: dict[str, dict[str, Any]] = {
+            "no packing": {"fill_up": True},
+            "heads on all tokens": {"score_all": True},
+            "no packing, heads on all tokens": {"fill_up": True, "score_all": True},
             "text loss: all logits at once": {"kernels": {"text_loss": "plain"}},
             "text loss: torch's": {"kernels": {"text_loss": "torch"}},
             "attention: sample by sample": {"kernels": {"attention": "reference"}},
