@@ -1,9 +1,9 @@
 """m3ae_scale itself: the packed model, in the DeepSpeed engine (ZeRO-1, one rank) or in a bare torch loop.
 
-The task's `how` is "deepspeed" or "bare"; its `kernels` and `recompute` change those keys of the
-experiment; with `malloc`: "default" freed memory goes back to the kernel, as without parallel/host_memory.py. What has no
-switch is undone in the batches: `fill_up` gives every caption padding to the longest that the model takes, which then
-costs what padding costs a dense model, and `score_all` sends all tokens through the heads, not masked ones alone.
+The task's `how` is "deepspeed" or "bare"; its `kernels` and `recompute` change those keys of the experiment; with
+`malloc`: "default" freed memory goes back to the kernel, as without parallel/host_memory.py. What has no switch is
+undone in the batches: `fill_up` gives every caption padding to the longest that the model takes, which then costs what
+padding costs a dense model, and `score_all` sends all tokens through the heads, not masked ones alone.
 """
 
 import ctypes
