@@ -5,12 +5,14 @@
 Each peer is a process of its own (benchmarks/peers/), ready before the clock starts; then they take turns, a few steps
 each, in a new order every round, while the others sleep. A ratio is that of the two times of one round; its median over
 the rounds is printed, with the lowest and highest, so that other load on the machine shows. `--only ablation` compares
-our own choices one at a time, `--only cost` DeepSpeed ZeRO-1 at one rank with a bare torch loop of the same model.
+our own choices, each alone beside ours as it is (memory for two, not eleven), `--only cost` DeepSpeed ZeRO-1 at
+one rank with a bare torch loop of the same model.
 --jax-python names the interpreter that has jax and flax; --hf-path a folder with transformers or timm, where those are
 not installed beside torch. On a GPU: --device cuda --precision bf16, and again with fp32.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -60,8 +62,9 @@ class Peer:
     def steps(self, count: int) -> list[float]:
         """Take `count` steps; returns their seconds."""
         assert self.process.stdin is not None
-        self.process.stdin.write(f"{count}\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it ended: _read says so
+            self.process.stdin.write(f"{count}\n")
+            self.process.stdin.flush()
         return self._read()
 
     def end(self) -> None:
@@ -78,7 +81,9 @@ class Peer:
                 except json.JSONDecodeError:
                     continue
         self.log.seek(0)
-        raise RuntimeError(f"{self.name} ended:\n{self.log.read()[-2000:]}")
+        code = self.process.wait()
+        killed = " (killed: is there memory for all of them?)" if code < 0 else ""
+        raise RuntimeError(f"{self.name} ended with {code}{killed}:\n{self.log.read()[-2000:]}")
 
 
 def write_data(path: Path, model: ModelConfig, micro_batch: int, count: int, text: bool) -> list[float]:
@@ -187,15 +192,23 @@ def main() -> None:
             "threads": options.threads, "micro_batch": options.micro_batch, "batches": options.batches,
             "keep_memory": options.keep_memory,
         }  # fmt: skip
-        peers = start(contenders(options, task))
-        times = take_turns(peers, options.rounds, options.steps)
+        ours, *others = contenders(options, task)
+        together = [[ours, other] for other in others] if options.only == "ablation" else [[ours, *others]]
+        measured: list[tuple[Peer, list[float], list[float]]] = []
+        for wanted in together:
+            peers = start(wanted)
+            times = take_turns(peers, options.rounds, options.steps)
+            # Ours once: beside each of the others it is the same program.
+            measured += [(peer, times[peer.name], times[OURS]) for peer in (peers[1:] if measured else peers)]
+            for peer in peers:
+                peer.end()
     cell = {key: value for key, value in task.items() if key != "data"} | {"only": options.only}
     print(f"\n{options.only}: {cell}\n\n| | s a step | times the time of {OURS} (lowest to highest) |\n|---|---|---|")
-    for peer in peers:
-        ratios = sorted(theirs / ours for theirs, ours in zip(times[peer.name], times[OURS], strict=True))
+    for peer, theirs, ours_beside in measured:
+        ratios = sorted(their / our for their, our in zip(theirs, ours_beside, strict=True))
         values = {
-            "seconds_per_step": statistics.median(times[peer.name]),
-            "samples_per_second": options.micro_batch / statistics.median(times[peer.name]),
+            "seconds_per_step": statistics.median(theirs),
+            "samples_per_second": options.micro_batch / statistics.median(theirs),
             "times_ours": statistics.median(ratios),
             "times_ours_lowest": ratios[0],
             "times_ours_highest": ratios[-1],
@@ -209,7 +222,6 @@ def main() -> None:
         print(
             f"| {peer.name} | {values['seconds_per_step']:.3f} | {values['times_ours']:.2f} ({low:.2f} to {high:.2f}) |"
         )
-        peer.end()
 
 
 def start(wanted: list[tuple[str, str, dict[str, Any], str, Any]]) -> list[Peer]:
