@@ -1,9 +1,11 @@
 """What the ranks do: train the tiny model through the real engine on this rank's share of each batch."""
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -12,6 +14,7 @@ from tiny import GLOBAL_BATCH, PATCH_DIM, VOCABULARY, experiment, global_batch, 
 
 from m3ae_scale.data.pack import pack
 from m3ae_scale.engine.build import Built, build
+from m3ae_scale.engine.compile import apply_compile
 from m3ae_scale.engine.step import set_lr, step
 from m3ae_scale.model.losses import objective
 from m3ae_scale.parallel.groups import Groups, close_groups, open_groups
@@ -105,16 +108,19 @@ def kept_bytes(count: list[int]) -> Iterator[None]:
 def _train(groups: Groups, run: dict[str, Any]) -> dict[str, Any]:
     run = dict(run)
     steps, unwanted, broken = run.pop("steps", STEPS), run.pop("unwanted", []), run.pop("broken", [])
-    accumulation = run.pop("accumulation", 1)
+    accumulation, compiled = run.pop("accumulation", 1), run.pop("compile", "none")
     tiny = experiment(
         engine={"deepspeed": "none", "recompute": run.pop("recompute", "none")},
         parallel={"tensor": groups.topology.tensor, "sequence": run.pop("sequence", False)},
-        kernels={"linear": run.pop("linear", "auto")},
+        kernels={"linear": run.pop("linear", "auto"), "compile": compiled},
     )
     data = groups.topology.data
     share = GLOBAL_BATCH // data
     micro = share // accumulation
-    built = build(tiny, VOCABULARY, groups, deepspeed_config(data, micro, accumulation, **run))
+    # Everything of the compiler but its code: inductor's takes minutes, and has other sums.
+    traced = functools.partial(apply_compile, backend="aot_eager")
+    with patch("m3ae_scale.engine.build.apply_compile", traced):
+        built = build(tiny, VOCABULARY, groups, deepspeed_config(data, micro, accumulation, **run))
     curve, error, applied, kept = [], 0.0, [], []
     for number in range(steps):
         mine = global_batch(number)[groups.data_rank * share : (groups.data_rank + 1) * share]

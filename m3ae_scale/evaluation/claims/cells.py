@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from filelock import FileLock
 from m3ae_scale.config import Experiment, Origins, load_experiment
 from m3ae_scale.data.synthesize import Synthesis, synthesize
 from m3ae_scale.engine.checkpoint.folder import latest_checkpoint
+from m3ae_scale.errors import InputError
 from m3ae_scale.evaluation.claims.files import Arm, Scale
 from m3ae_scale.evaluation.classifier import Classifier, FinetuneRecipe, train_classifier
 from m3ae_scale.evaluation.encode import PretrainedEncoder, build_encoder, load_encoder
@@ -121,18 +123,30 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     """Pretrain `cell` where that is left to do, measure it, and keep what was found; what it prints goes to a log.
 
     Done in a fork of this process, as DeepSpeed starts once in a process; what is imported need not be again.
-    Raises SystemExit with the code of a cell that failed, or that was asked to stop: a second call goes on.
+    Raises InputError for what the cell's experiment or its data have wrong, else SystemExit with the code of a cell
+    that failed, or that was asked to stop: a second call goes on.
     """
-    child = multiprocessing.get_context("fork").Process(target=_run, args=(cell,))
+    context = multiprocessing.get_context("fork")
+    mistakes, tell = context.Pipe(duplex=False)
+    child = context.Process(target=_run, args=(cell, tell))
     child.start()
     child.join()
+    if mistakes.poll():
+        raise InputError(mistakes.recv())
     found = cell.figures()
     if found is None:
         raise SystemExit(child.exitcode if child.exitcode and child.exitcode > 0 else 1)
     return found
 
 
-def _run(cell: Cell) -> None:
+def _run(cell: Cell, mistakes: Connection) -> None:
+    try:
+        _pretrain_and_measure(cell)
+    except InputError as error:
+        mistakes.send(str(error))
+
+
+def _pretrain_and_measure(cell: Cell) -> None:
     experiment, origins = cell.write()
     cell.run.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()

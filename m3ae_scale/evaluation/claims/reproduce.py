@@ -11,9 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from m3ae_scale.config import Experiment, TrackingConfig
+from m3ae_scale.errors import InputError
 from m3ae_scale.evaluation.claims.cells import Cell, make_cell, run_cell, write_data
 from m3ae_scale.evaluation.claims.files import Claim, Comparison, Scale
 from m3ae_scale.evaluation.claims.verdict import Estimate, Judged, estimate, judge, overall
@@ -43,20 +44,28 @@ def cells_of(claim: Claim, scale: Scale, folder: Path) -> dict[tuple[str, int], 
 
 
 def reproduce(claim: Claim, scale: Scale, folder: Path, say: Callable[[str], object]) -> Path:
-    """Run what is missing of `claim`, one cell after the other, and write what was found; returns the page."""
+    """Run what is missing of `claim` and write what was found; returns the page.
+
+    Cells that another process is at are left to it, and waited for at the end: started twice, the work is shared out.
+    """
     write_data(scale, folder, say)
     cells = cells_of(claim, scale, folder)
-    for number, ((arm, seed), cell) in enumerate(cells.items(), start=1):
-        cell.path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(cell.path.with_suffix(".lock")):  # another process may be at it, for a claim that shares it
-            found = cell.figures()
-            state = "kept" if found else "ran"
-            found = found or run_cell(cell)
-        seconds = sum(found["seconds"].values())
-        say(
-            f"cell    {number:3d} of {len(cells)}  {arm}, seed {seed}: top-1 {found['metrics']['top1']:.1%}  "
-            f"({state}, {seconds:.0f} s, {cell.key})"
-        )
+    left = dict(cells)
+    for patience in (0, -1):  # seconds to wait for a cell's lock; -1: as long as it takes
+        for (arm, seed), cell in list(left.items()):
+            cell.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with FileLock(cell.path.with_suffix(".lock"), timeout=patience):
+                    found = cell.figures()
+                    state = "kept" if found else "ran"
+                    found = found or run_cell(cell)
+            except Timeout:
+                continue
+            del left[arm, seed]
+            say(
+                f"cell    {len(cells) - len(left):3d} of {len(cells)}  {arm}, seed {seed}: "
+                f"top-1 {found['metrics']['top1']:.1%}  ({state}, {sum(found['seconds'].values()):.0f} s, {cell.key})"
+            )
     return write_claim(claim, scale, folder)
 
 
@@ -84,8 +93,16 @@ def judge_all(claim: Claim, figures: Figures) -> list[Judged]:
 
 
 def write_claim(claim: Claim, scale: Scale, folder: Path) -> Path:
-    """Judge what is there of `claim`, write it, and log it to MLflow; returns the page."""
+    """Judge what is there of `claim`, write it, and log it to MLflow; returns the page.
+
+    Raises InputError where no cell has been measured.
+    """
     figures = gather(claim, scale, folder)
+    if not figures:
+        raise InputError(
+            f"{folder}: nothing of the claim {claim.claim} is measured there at the scale {scale.scale}; "
+            f"run the same command without --table, or give the --folder that it ran with"
+        )
     judged = judge_all(claim, figures)
     missing = [c for c in claim.compare if not any(_same(c, one) for one in judged)]
     verdict = overall(judged) if judged and not missing else "undecided"

@@ -65,7 +65,7 @@ def test_a_claim_needs_all_and_one_contradiction_refutes_it() -> None:
 
 def test_every_claim_is_complete_at_every_scale() -> None:
     assert set(claims()) == {"multimodal", "ood", "scaling", "text_mask", "unpaired"}
-    for scale in map(read_scale, ("minutes", "hour", "paper")):
+    for scale in map(read_scale, ("minutes", "cpu_hours", "hour", "paper")):
         for claim in map(read_claim, claims()):
             named = {arm for comparison in claim.compare for arm in (comparison.better, comparison.worse)}
             assert named <= claim.arms_at(scale.scale).keys(), (claim.claim, scale.scale)

@@ -1,0 +1,43 @@
+"""Cells: every one that the project's claims ask for, at every scale, is an experiment that can be submitted."""
+
+from pathlib import Path
+
+import pytest
+
+from m3ae_scale.evaluation.claims.cells import Cell
+from m3ae_scale.evaluation.claims.files import claims, read_claim, read_scale
+from m3ae_scale.evaluation.claims.reproduce import cells_of
+
+SCALES = ("minutes", "cpu_hours", "hour", "paper")
+
+
+def cells(claim: str, scale: str, folder: Path) -> dict[tuple[str, int], Cell]:
+    return cells_of(read_claim(claim), read_scale(scale), folder)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_cell_is_a_valid_experiment_and_arms_differ(scale: str, tmp_path: Path) -> None:
+    for claim in claims():
+        first = {arm: cell for (arm, seed), cell in cells(claim, scale, tmp_path).items() if seed == 0}
+        for cell in first.values():
+            experiment, _ = cell.write()
+            assert experiment.seed == 0 and Path(experiment.run.folder) == tmp_path / "cells"
+            assert "{data}" not in cell.path.read_text()
+        assert len({cell.key for cell in first.values()}) == len(first), f"{claim}: two arms are the same"
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_claims_share_the_cell_that_they_have_in_common(scale: str, tmp_path: Path) -> None:
+    plain = {"multimodal": "multimodal", "text_mask": "0.75", "scaling": "base", "ood": "multimodal"}
+    assert len({cells(claim, scale, tmp_path)[arm, 1].key for claim, arm in plain.items()}) == 1
+
+
+def test_a_scale_of_the_same_data_under_another_name_has_other_cells(tmp_path: Path) -> None:
+    keys = [{cell.key for cell in cells("scaling", scale, tmp_path).values()} for scale in SCALES]
+    assert sum(map(len, keys)) == len(set().union(*keys))
+
+
+def test_seeds_change_the_seed_alone(tmp_path: Path) -> None:
+    found = cells("unpaired", "minutes", tmp_path)
+    one, two = (dict(found["few pairs", seed].experiment) for seed in (0, 1))
+    assert one.pop("seed") != two.pop("seed") and one == two
