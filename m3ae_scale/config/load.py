@@ -106,9 +106,13 @@ def nearest(word: str, choices: list[str]) -> str:
     return f'; did you mean "{close[0]}"?' if close else f"; expected one of: {', '.join(choices)}"
 
 
-def _dump(experiment: Experiment) -> str:
-    values = experiment.model_dump(mode="json", by_alias=True)
+def as_yaml(values: dict[str, Any]) -> str:
+    """Write plain values as YAML that read_yaml reads back as they are, texts that look like numbers among them."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000)
+
+
+def _dump(experiment: Experiment) -> str:
+    return as_yaml(experiment.model_dump(mode="json", by_alias=True))
 
 
 def _source(key: str, origins: Origins) -> str:

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from filelock import FileLock
 
 from m3ae_scale.config import Experiment, Origins, load_experiment
+from m3ae_scale.config.load import as_yaml
 from m3ae_scale.data.synthesize import Synthesis, synthesize
 from m3ae_scale.engine.checkpoint.folder import latest_checkpoint
 from m3ae_scale.errors import InputError
@@ -86,7 +86,7 @@ class Cell:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         complete = {"name": self.key, **self.experiment}
         complete["run"] = {**complete.get("run", {}), "folder": str(self.path.parent)}
-        self.path.write_text(yaml.safe_dump(complete, sort_keys=False))
+        self.path.write_text(as_yaml(complete), encoding="utf-8")
         return load_experiment(self.path)
 
 

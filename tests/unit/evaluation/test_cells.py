@@ -41,3 +41,10 @@ def test_seeds_change_the_seed_alone(tmp_path: Path) -> None:
     found = cells("unpaired", "minutes", tmp_path)
     one, two = (dict(found["few pairs", seed].experiment) for seed in (0, 1))
     assert one.pop("seed") != two.pop("seed") and one == two
+
+
+def test_a_key_that_looks_like_a_number_stays_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (cell,) = (one for place, one in cells("ood", "minutes", tmp_path).items() if place == ("multimodal", 0))
+    for key in ("270e39359490", "123456789012", "1e5"):
+        monkeypatch.setattr(Cell, "key", property(lambda self, key=key: key))
+        assert cell.write()[0].name == key
