@@ -139,4 +139,4 @@ def _train(groups: Groups, run: dict[str, Any]) -> dict[str, Any]:
             stepped = step(built, groups, wanted=number not in unwanted)
         norm, applied = stepped.norm, [*applied, stepped.applied]
         curve.append(groups.sum(total).item() / GLOBAL_BATCH)
-    return {"curve": curve, "gradient_error": error, "last_norm": float(norm), "applied": applied, "kept": kept[0]}
+    return {"curve": curve, "gradient_error": error, "last_norm": float(norm), "applied": applied, "kept": kept[-1]}
