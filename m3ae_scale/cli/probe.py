@@ -101,7 +101,11 @@ def knn(
 @probe_options
 @test_option
 @click.option("--shifted", metavar="DATA", help="Labelled set with the same classes that looks different.")
-@click.option("--unknown", metavar="DATA", help="Set of other classes, to be told from --test.  [default: --shifted]")
+@click.option(
+    "--unknown",
+    metavar="DATA",
+    help="Samples of other classes, labelled or not, to be told from --test.  [default: --shifted]",
+)
 @recipe_options
 def ood(
     start: Callable[[], "Probe"],

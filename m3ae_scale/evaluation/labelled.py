@@ -92,29 +92,54 @@ def open_labelled(place: str, taken: Input, data: DataConfig, label: str | None 
     label: "cls" or a key of the json member; None: cls where there is one, else the key "label".
     Raises InputError where there is no sample, no label, or not what is to be taken.
     """
-    if os.path.isdir(place) and not _holds_shards(place):
-        return _open_folder(place, taken, label)
-    source = SourceConfig(name=_SOURCE, shards=place, kind=KINDS[taken])
+    if _is_folder(place, taken):
+        if label is not None:
+            raise InputError(f"{place}: found a folder of class folders, whose names are the labels; leave --label out")
+        names = sorted(entry.name for entry in os.scandir(place) if entry.is_dir() and entry.name[0] != ".")
+        paths = [(path, number) for number, name in enumerate(names) for path in _images(os.path.join(place, name))]
+        if not paths:
+            raise InputError(f"{place}: found neither shards (*.tar) nor folders of images, one a class")
+        return _of_paths(place, tuple(names), paths)
+    indexed, cache = _index(place, taken, data)
+    classes, labels = _labels(indexed, cache, label)
+    return _of_shards(place, classes, labels, indexed, cache)
+
+
+def open_unlabelled(place: str, taken: Input, data: DataConfig) -> LabelledSet:
+    """List the samples at `place` as one class, with labels or without: shards, or all images in a folder.
+
+    place, taken, data: as for open_labelled. Raises InputError where there is no sample, or not what is to be taken.
+    """
+    if _is_folder(place, taken):
+        paths = [(path, 0) for path in _images(place)]
+        if not paths:
+            raise InputError(f"{place}: found neither shards (*.tar) nor images in this folder or below")
+        return _of_paths(place, ("any",), paths)
+    indexed, cache = _index(place, taken, data)
+    return _of_shards(place, ("any",), np.zeros(int(indexed.counts.sum()), np.int64), indexed, cache)
+
+
+def _is_folder(place: str, taken: Input) -> bool:
+    """Tell a folder of images from shards. Raises InputError for one whose texts are wanted."""
+    if not os.path.isdir(place) or _holds_shards(place):
+        return False
+    if taken != "image":
+        raise InputError(f"{place}: found a folder of images, which has no texts; --input {taken} needs shards")
+    return True
+
+
+def _index(place: str, taken: Input, data: DataConfig) -> tuple[IndexedSource, Cache]:
     try:
-        indexed = index_source(source, data)
+        return index_source(SourceConfig(name=_SOURCE, shards=place, kind=KINDS[taken]), data), Cache.of(data)
     except InputError as error:
         raise InputError(str(error).replace(f"data source {_SOURCE}", place, 1)) from None
-    return _open_shards(place, indexed, Cache.of(data), label)
 
 
 def _holds_shards(folder: str) -> bool:
     return any(name.endswith(".tar") for _, _, names in os.walk(folder) for name in names)
 
 
-def _open_folder(root: str, taken: Input, label: str | None) -> LabelledSet:
-    if taken != "image":
-        raise InputError(f"{root}: found a folder of images, which has no texts; --input {taken} needs shards")
-    if label is not None:
-        raise InputError(f"{root}: found a folder of class folders, whose names are the labels; leave --label out")
-    classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and entry.name[0] != ".")
-    found = [(path, number) for number, name in enumerate(classes) for path in _images(os.path.join(root, name))]
-    if not found:
-        raise InputError(f"{root}: found neither shards (*.tar) nor folders of images, one a class")
+def _of_paths(root: str, classes: tuple[str, ...], found: list[tuple[str, int]]) -> LabelledSet:
     hasher = hashlib.blake2b(digest_size=12)
     for path, _ in found:
         hasher.update(f"{os.path.relpath(path, root)}\0{os.path.getsize(path)}\0".encode("utf-8", "surrogateescape"))
@@ -127,7 +152,7 @@ def _open_folder(root: str, taken: Input, label: str | None) -> LabelledSet:
             raise InputError(f"{path}: cannot read the image ({error.strerror})") from None
 
     labels = np.array([number for _, number in found], np.int64)
-    return LabelledSet(root, tuple(classes), labels, hasher.hexdigest(), read)
+    return LabelledSet(root, classes, labels, hasher.hexdigest(), read)
 
 
 def _images(folder: str) -> list[str]:
@@ -139,35 +164,36 @@ def _images(folder: str) -> list[str]:
     )
 
 
-def _open_shards(place: str, indexed: IndexedSource, cache: Cache, label: str | None) -> LabelledSet:
-    where = [(shard, i) for shard, count in enumerate(indexed.counts.tolist()) for i in range(count)]
+def _labels(indexed: IndexedSource, cache: Cache, label: str | None) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Read the classes, and the number of each sample's."""
     files = ShardFiles(cache)
     try:
         told = [_labels_of_shard(indexed, shard, files, label) for shard in range(len(indexed.counts))]
     finally:
         files.close()
-    texts = [text for shard in told for text in shard]
-    unlabelled = next((i for i, text in enumerate(texts) if text is None), None)
-    if unlabelled is not None:
-        shard, number = where[unlabelled]
-        raise InputError(
-            f"{indexed.locations[shard]}: sample {indexed.entry(shard, number).key} has no label; expected "
-            + (f"the key {label!r} in its json member" if label not in (None, CLS) else f"a {CLS} member")
-            + (f', or the key "{_UNNAMED}" in its json member; name the key with --label' if label is None else "")
-        )
-    named = cast(list[str], texts)
+    for shard, texts in enumerate(told):
+        if None in texts:
+            key = indexed.entry(shard, texts.index(None)).key
+            raise InputError(
+                f"{indexed.locations[shard]}: sample {key} has no label; expected "
+                + (f"the key {label!r} in its json member" if label not in (None, CLS) else f"a {CLS} member")
+                + (f', or the key "{_UNNAMED}" in its json member; name the key with --label' if label is None else "")
+            )
+    named = [cast(str, text) for texts in told for text in texts]
     classes = _in_order(set(named))
     number_of = {name: i for i, name in enumerate(classes)}
+    return tuple(classes), np.array([number_of[name] for name in named], np.int64)
+
+
+def _of_shards(
+    place: str, classes: tuple[str, ...], labels: NDArray[np.int64], indexed: IndexedSource, cache: Cache
+) -> LabelledSet:
     digest = hashlib.blake2b(f"{indexed.digest()}/{indexed.kind}".encode(), digest_size=12)
     for shard in range(len(indexed.counts)):
         digest.update(indexed.rows(shard).tobytes())  # where each member lies, and its bytes: names and sizes may agree
-    return LabelledSet(
-        place,
-        tuple(classes),
-        np.array([number_of[name] for name in named], np.int64),
-        digest.hexdigest(),
-        partial(_read_member, indexed, where, cache, threading.local()),
-    )
+    where = [(shard, i) for shard, count in enumerate(indexed.counts.tolist()) for i in range(count)]
+    read = partial(_read_member, indexed, where, cache, threading.local())
+    return LabelledSet(place, classes, labels, digest.hexdigest(), read)
 
 
 def _in_order(names: set[str]) -> list[str]:

@@ -11,7 +11,7 @@ from m3ae_scale.config import load_experiment
 from m3ae_scale.evaluation.detect import detection, familiarity
 from m3ae_scale.evaluation.encode import load_encoder
 from m3ae_scale.evaluation.features import Extractor, FeatureSet, Pool, identify, joined, training_and_test
-from m3ae_scale.evaluation.labelled import Input, open_labelled
+from m3ae_scale.evaluation.labelled import Input, open_labelled, open_unlabelled
 from m3ae_scale.evaluation.linear import LinearHead, LinearRecipe, train_head
 from m3ae_scale.evaluation.neighbours import vote
 from m3ae_scale.evaluation.record import Evaluated, Outcome, write_outcome
@@ -110,8 +110,8 @@ def out_of_distribution(
 ) -> Path | None:
     """Score a linear probe on `test` and on `shifted` (the same classes), and tell `unknown` from `test`.
 
-    unknown: samples of other classes; None: those of `shifted` are to be told apart. Returns the page on the first
-    rank.
+    unknown: samples of other classes, with labels or without; None: those of `shifted` are to be told apart.
+    Returns the page on the first rank.
     """
     with probe.opened() as (extractor, evaluated):
         trained_on, tested_on = training_and_test(extractor, probe.train, test, probe.taken, probe.label, evaluated.run)
@@ -121,7 +121,7 @@ def out_of_distribution(
             listed = open_labelled(shifted, probe.taken, data, probe.label).of_classes(trained_on.classes)
             moved = extractor.extract(listed, probe.taken)
         if unknown is not None:
-            strange = extractor.extract(open_labelled(unknown, probe.taken, data, probe.label), probe.taken)
+            strange = extractor.extract(open_unlabelled(unknown, probe.taken, data), probe.taken)
         if not extractor.groups.first:
             return None
         head = train_head(trained_on, recipe, extractor.groups.device)

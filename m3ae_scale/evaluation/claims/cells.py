@@ -31,7 +31,7 @@ from m3ae_scale.evaluation.claims.files import Arm, Scale
 from m3ae_scale.evaluation.classifier import Classifier, FinetuneRecipe, train_classifier
 from m3ae_scale.evaluation.encode import PretrainedEncoder, build_encoder, load_encoder
 from m3ae_scale.evaluation.features import Extractor, FeatureSet, identify, joined
-from m3ae_scale.evaluation.labelled import open_labelled
+from m3ae_scale.evaluation.labelled import open_labelled, open_unlabelled
 from m3ae_scale.evaluation.linear import LinearRecipe, train_head
 from m3ae_scale.evaluation.neighbours import vote
 from m3ae_scale.evaluation.probes import ood_metrics
@@ -188,7 +188,9 @@ def _measure(cell: Cell, experiment: Experiment, groups: Groups) -> dict[str, fl
     train = features(probe.train)
     test = features(probe.test, train.classes)
     shifted = features(probe.shifted, train.classes) if probe.shifted else None
-    unknown = features(probe.unknown) if probe.unknown else None
+    unknown = None
+    if probe.unknown:
+        unknown = extractor.extract(open_unlabelled(probe.unknown, "image", experiment.data), "image")
     head = train_head(train, LinearRecipe(**{"seed": cell.seed, **probe.linear}), device)
     metrics, _ = ood_metrics(train, test, shifted, unknown, head)
     metrics["knn_top1"] = accuracies(vote(train, test.features), test.labels)["top1"]

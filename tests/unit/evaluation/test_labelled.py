@@ -11,7 +11,7 @@ from PIL import Image
 
 from m3ae_scale.config import DataConfig, SourceConfig
 from m3ae_scale.errors import InputError
-from m3ae_scale.evaluation.labelled import open_labelled
+from m3ae_scale.evaluation.labelled import open_labelled, open_unlabelled
 
 DATA = DataConfig(sources=[SourceConfig(name="none", shards="none")], tokenizer="none")
 
@@ -103,3 +103,22 @@ def test_sets_of_the_same_names_and_bytes_are_told_apart(tmp_path: Path) -> None
     )
     assert (one / "00000.tar").stat().st_size == (other / "00000.tar").stat().st_size
     assert open_labelled(str(one), "image", DATA).identity != open_labelled(str(other), "image", DATA).identity
+
+
+def test_labels_are_not_asked_for_where_none_are_needed(tmp_path: Path) -> None:
+    shards = digits.write_shards(tmp_path / "shards", slice(0, 9), label="other")
+    folders = digits.write_folders(tmp_path / "folders", slice(0, 9))
+    (tmp_path / "flat").mkdir()
+    for number, content in enumerate(digits.pictures()[0][:9]):
+        (tmp_path / "flat" / f"{number}.png").write_bytes(content)
+    for place in (shards, folders, tmp_path / "flat"):
+        found = open_unlabelled(str(place), "image", DATA)
+        assert len(found) == 9 and not found.labels.any() and len(found.classes) == 1
+        assert {found.read(i).image for i in range(9)} == set(digits.pictures()[0][:9])
+    # Labels have no part in which samples these are: features that are kept serve both.
+    assert open_unlabelled(str(folders), "image", DATA).identity == open_labelled(str(folders), "image", DATA).identity
+    (tmp_path / "none").mkdir()
+    with pytest.raises(InputError, match=r"none: found neither shards .* nor images"):
+        open_unlabelled(str(tmp_path / "none"), "image", DATA)
+    with pytest.raises(InputError, match="--input text needs shards"):
+        open_unlabelled(str(folders), "text", DATA)
