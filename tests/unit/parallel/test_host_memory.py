@@ -1,7 +1,10 @@
 """Freed memory stays with the process: large buffers made again and again cost no page faults after the first time."""
 
+import os
 import subprocess
 import sys
+
+import pytest
 
 PROGRAM = """
 import resource
@@ -27,5 +30,9 @@ else:
 
 def test_large_buffers_are_reused() -> None:
     """By default glibc maps each of them anew."""
-    run = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    # What a user may have set for the same end.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    run = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, env=environment)
+    if run.stdout.strip() == "kept without being asked":
+        pytest.skip("large blocks cost no page faults here: another malloc, or huge pages for all of memory")
     assert run.stdout.strip() in ("kept", "no mallopt"), run.stdout
