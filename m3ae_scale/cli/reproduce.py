@@ -7,7 +7,7 @@ import click
 
 @click.command()
 @click.argument("claim")
-@click.option("--scale", default="minutes", show_default=True, help="minutes, cpu_hours, hour (of a GPU), paper, or a YAML file.")
+@click.option("--scale", default="minutes", show_default=True, help="minutes, cpu_hours, hour, paper, or a YAML file.")
 @click.option("--folder", type=click.Path(file_okay=False), help="[default: runs/claims/SCALE]")
 @click.option("--commands", is_flag=True, help="Print the command that pretrains each missing cell; run nothing.")
 @click.option("--table", is_flag=True, help="Judge what is there; run nothing.")
