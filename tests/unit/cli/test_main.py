@@ -150,8 +150,9 @@ def test_synthesize_then_index(
 
 
 def test_ctrl_c_ends_with_130(tmp_path: Path) -> None:
-    program = (
-        "import os, signal, sys, time; from m3ae_scale.cli import main as cli; import m3ae_scale.config as config; "
+    program = (  # a shell that starts the tests in the background has them ignore SIGINT
+        "import os, signal, sys, time; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from m3ae_scale.cli import main as cli; import m3ae_scale.config as config; "
         "config.load_experiment = lambda *a: (os.kill(os.getpid(), signal.SIGINT), time.sleep(9)); "
         "sys.exit(cli.main(['config', 'show', 'x']))"
     )
