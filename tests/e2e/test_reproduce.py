@@ -96,7 +96,6 @@ def test_mistakes_are_one_line(
     written: Path, environment: dict[str, str], changes: dict, more: tuple[str, ...], expected: str
 ) -> None:
     scale = yaml.safe_load((written / "scale.yaml").read_text())
-    scale["experiment"].pop("engine")
     scale["experiment"] |= {"engine": {"deepspeed": "zero0_fp32"}} | changes
     (written / "wrong.yaml").write_text(yaml.safe_dump(scale))
     process = start(written, environment, "--scale", "wrong.yaml", *more)
