@@ -1,6 +1,7 @@
 """Reads an experiment: defaults <- YAML <- --set, each value with its origin, each mistake as one line."""
 
 import difflib
+import math
 import re
 from pathlib import Path
 from typing import Any, get_args
@@ -106,9 +107,15 @@ def nearest(word: str, choices: list[str]) -> str:
     return f'; did you mean "{close[0]}"?' if close else f"; expected one of: {', '.join(choices)}"
 
 
-def as_yaml(values: dict[str, Any]) -> str:
-    """Write plain values as YAML that read_yaml reads back as they are, texts that look like numbers among them."""
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000)
+def as_yaml(value: Any, flow: bool = False) -> str:
+    """Write plain values as YAML that read_yaml reads back as they are, texts that look like numbers among them.
+
+    flow: all on one line, {a: 1, b: [2, 3]}, without an end of line.
+    """
+    text = yaml.dump(
+        value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf, default_flow_style=flow
+    )
+    return text.removesuffix("...\n").strip() if flow else text
 
 
 def _dump(experiment: Experiment) -> str:

@@ -1,14 +1,13 @@
 """Tells what an inspection found: as lines for a terminal, as JSON, and as a section to paste."""
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import yaml
 
+from m3ae_scale.config.load import as_yaml
 from m3ae_scale.config.schema import DataConfig
 from m3ae_scale.data.inspect.histogram import histograms
 from m3ae_scale.data.inspect.survey import Inspection, SourceReport
@@ -51,8 +50,8 @@ def as_section(found: Inspection, data: DataConfig | None) -> str:
         lines.append("  sources:")
         for source in data.sources:
             fields = {"name": source.name, "kind": source.kind, "shards": source.shards}
-            lines.append("    - " + _flow(fields))
-        lines.append(f"  tokenizer: {_flow(data.tokenizer)}")
+            lines.append("    - " + as_yaml(fields, flow=True))
+        lines.append(f"  tokenizer: {as_yaml(data.tokenizer, flow=True)}")
     if found.channels:
         lines.append(f"  augment: # of {len([1 for look in found.looks if look.moments is not None]):,} images")
         lines += [f"    {name}: {_rounded(values)}" for name, values in found.channels._asdict().items()]
@@ -172,11 +171,6 @@ def share(part: int, whole: int) -> float:
 
 def _rounded(values: Sequence[float]) -> list[float]:
     return [round(value, 4) for value in values]
-
-
-def _flow(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=math.inf)
-    return text.removesuffix("...\n").strip()
 
 
 def bytes_said(count: float) -> str:

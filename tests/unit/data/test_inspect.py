@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_shards import VOCABULARY, experiment, jpeg, sample_members, write_shards, write_tar
 
+from m3ae_scale.config.load import read_yaml
 from m3ae_scale.config.schema import AugmentConfig
 from m3ae_scale.data.augment import square_view
 from m3ae_scale.data.inspect import Inspection, Lengths, as_json, as_section, as_text, inspect, spread, write_page
@@ -109,6 +110,15 @@ def test_bad_samples_and_blank_captions_are_told(tmp_path: Path) -> None:
     assert (told["bad"], told["bad_rate"], told["sources"][0]["blank_texts"]) == (2, 0.4, 1)
     assert [reason["examples"] for reason in told["bad_reasons"]] == [["bad/0.tar/cut"], ["bad/0.tar/alone"]]
     json.dumps(told)
+
+
+def test_pasted_texts_that_look_like_numbers_stay_texts(tmp_path: Path) -> None:
+    write_shards(tmp_path / "270e39359490", [3])
+    section = data_section([str(tmp_path / "270e39359490")], tokenizer="1e5")
+    (tmp_path / "pasted.yaml").write_text(as_section(inspect(section, LENGTHS), section))
+    pasted, _ = read_yaml(tmp_path / "pasted.yaml", "the section", "data")
+    assert pasted["data"]["tokenizer"] == "1e5"
+    assert [source["name"] for source in pasted["data"]["sources"]] == [section.sources[0].name] == ["270e39359490"]
 
 
 def page_of(found: Inspection, path: Path, section: str = "") -> str:
