@@ -83,5 +83,5 @@ setup(
     python_requires=">=3.10",
     install_requires=RUNTIME,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["m3ae-scale = m3ae_scale.cli.main:main"]},
+    entry_points={"console_scripts": ["m3ae-scale = m3ae_scale.cli.main:program"]},
 )

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from m3ae_scale.batch import Batch
-from m3ae_scale.cli.main import main
+from m3ae_scale.cli.main import program
 from m3ae_scale.training import loop, saver
 
 faults = [fault for fault in json.loads(sys.argv[1]) if fault.get("rank", 0) == int(os.environ["RANK"])]
@@ -96,4 +96,4 @@ plain_next, loop._next_batch = loop._next_batch, next_batch
 plain_objective, loop.objective = loop.objective, objective
 loop.validate = signalled("signal_in_validation", loop.validate)
 saver.save_checkpoint = signalled("signal_in_save", saver.save_checkpoint)
-sys.exit(main(sys.argv[2:]))
+program(sys.argv[2:])

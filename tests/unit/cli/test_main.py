@@ -159,3 +159,34 @@ def test_ctrl_c_ends_with_130(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=os.environ)
     assert done.returncode == 130
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("ending", "code"), [("return 0", 0), ("return 2", 2), ("raise SystemExit(75)", 75), ("raise OSError('gone')", 1)]
+)
+def test_threads_of_torch_do_not_spoil_the_exit_code(ending: str, code: int) -> None:
+    text = f"""
+import atexit, sys, threading, time
+from datetime import timedelta
+from m3ae_scale.cli import main as cli
+
+class Late:
+    def __del__(self, sleep=time.sleep):
+        sleep(2)  # an interpreter that is taken apart lets other threads have a go meanwhile
+
+def verb(argv):
+    from torch.distributed import HashStore
+    sys.late = Late()
+    wait = lambda: HashStore().wait(["never"], timedelta(seconds=1))  # as Gloo's threads: torch's code, then Python's
+    threading.Thread(target=wait, daemon=True).start()
+    atexit.register(print, "registered")
+    print("buffered", end=" ")
+    {ending}
+
+cli.main = verb
+cli.program()
+"""
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert done.stdout == "buffered registered\n"
+    assert done.stderr == "" or (code == 1 and done.stderr.endswith("OSError: gone\n"))
