@@ -5,6 +5,7 @@
 3. batch triple        batch.global, batch.micro and the topology against DeepSpeed's three keys
 4. gradient clipping   optimizer.gradient_clipping against gradient_clipping
 5. precision           engine.precision against bf16.enabled
+6. partial offload     zero_optimization.offload_optimizer.ratio against zero_optimization.stage
 
 A value given on one side fills the other; given on both sides and different, it is an error that names both places.
 Imports no torch.
@@ -60,6 +61,7 @@ def resolve(
     precision = _precision(config, places, experiment, origins)
     config.setdefault("zero_optimization", {}).setdefault("stage", 0)
     places.setdefault("zero_optimization.stage", "neither side: ZeRO off")
+    _partial_offload(config, places)
     config = {key: config[key] for key in sorted(config, key=TOP_LEVEL.index)}
     return Resolved(config, {key: places[key] for key, _ in leaves(config)}, plan, precision)
 
@@ -81,6 +83,18 @@ def _override(config: dict[str, Any], places: Provenance, overrides: dict[str, A
             node[last] = value
             places[key] = place
         check_deepspeed_config(config, place)
+
+
+def _partial_offload(config: dict[str, Any], places: Provenance) -> None:
+    """Refuse to divide the optimizer between host and device where only ZeRO 3 can."""
+    zero = config["zero_optimization"]
+    ratio = (zero.get("offload_optimizer") or {}).get("ratio", 1.0)
+    if ratio < 1 and zero["stage"] != 3:
+        key = "zero_optimization.offload_optimizer.ratio"
+        raise InputError(
+            f"{places[key]}: {key} {ratio} keeps part of the optimizer on the device, which ZeRO 3 alone can, but "
+            f"{places['zero_optimization.stage']}: zero_optimization.stage is {zero['stage']}; use stage 3, or ratio 1"
+        )
 
 
 def _flat(overrides: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -16,7 +16,7 @@ TOP_LEVEL = (
     "bf16", "zero_optimization", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer",
     "communication_data_type", "data_types", "prescale_gradients", "gradient_predivide_factor",
     "gradient_allreduce_op", "managed_gradient_accumulation", "disable_allgather", "checkpoint", "datastates_ckpt",
-    "aio", "activation_checkpointing", "compile", "steps_per_print", "wall_clock_breakdown", "memory_breakdown",
+    "aio", "compile", "steps_per_print", "wall_clock_breakdown", "memory_breakdown",
     "dump_state", "log_level", "timers", "flops_profiler", "comms_logger", "tensorboard", "wandb", "csv_monitor",
     "comet", "disable_python_gc", "fp16", "torch_autocast",
 )  # fmt: skip
@@ -36,11 +36,21 @@ ZERO = (
     "log_trace_cache_warnings", "enable_sanity_checks", "save_muon_momentum_buffer_in_memory", "leaf_module",
 )  # fmt: skip
 
+# The same of its two sections about the host (runtime/zero/offload_config.py).
+OFFLOAD = {
+    "offload_param": ("device", "nvme_path", "buffer_count", "buffer_size", "max_in_cpu", "pin_memory"),
+    "offload_optimizer": (
+        "device", "nvme_path", "buffer_count", "pin_memory", "pipeline_read", "pipeline_write", "fast_init", "ratio",
+        "super_offload", "cpuadam_cores_perc",
+    ),
+}  # fmt: skip
+
 # Keys that DeepSpeed knows and that have no place here, each with what to do instead.
 NOT_HERE = {
     "optimizer": "the experiment owns it: move its values to optimizer.lr, optimizer.betas, optimizer.weight_decay",
     "scheduler": "the experiment owns it: move its values to train.length, train.warmup and train.final_lr",
     "fp16": "fp16 needs loss scaling and is not supported: use bf16, or engine.precision: fp32",
+    "activation_checkpointing": "the experiment owns it: set engine.recompute",
     "amp": "use bf16, or engine.precision: bf16",
     "torch_autocast": "use bf16, or engine.precision: bf16",
     "tensor_parallel": "the experiment owns it: set parallel.tensor",
@@ -111,6 +121,9 @@ def check_deepspeed_config(config: dict[str, Any], where: str) -> None:
     for section in ("bf16", "zero_optimization", "data_types"):
         if not isinstance(config.get(section, {}), dict):
             raise InputError(f"{where}: {section}: found {config[section]!r}, expected an object")
+    for key in config.get("data_types", {}):
+        if key != "grad_accum_dtype":
+            raise InputError(f'{where}: unknown key "data_types.{key}"; expected grad_accum_dtype')
     zero = config.get("zero_optimization", {})
     for key in zero:
         if key not in ZERO:
@@ -118,6 +131,8 @@ def check_deepspeed_config(config: dict[str, Any], where: str) -> None:
     stage = zero.get("stage", 0)
     if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
         raise InputError(f"{where}: zero_optimization.stage: found {stage!r}, expected 0, 1, 2 or 3")
+    for section, known in OFFLOAD.items():
+        _check_offload(zero.get(section) or {}, f"{where}: zero_optimization.{section}", known)
     for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
         value = config.get(key, 1)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -128,6 +143,20 @@ def check_deepspeed_config(config: dict[str, Any], where: str) -> None:
     enabled = config.get("bf16", {}).get("enabled", False)
     if not isinstance(enabled, bool):
         raise InputError(f"{where}: bf16.enabled: found {enabled!r}, expected true or false")
+
+
+def _check_offload(values: Any, place: str, known: tuple[str, ...]) -> None:
+    if not isinstance(values, dict):
+        raise InputError(f"{place}: found {values!r}, expected an object")
+    for key in values:
+        if key not in known:
+            raise InputError(f'{place}: unknown key "{key}"{nearest(key, list(known))}')
+    device = values.get("device", "none")
+    if device not in ("none", "cpu", "nvme"):
+        raise InputError(f"{place}.device: found {device!r}, expected none, cpu or nvme")
+    ratio = values.get("ratio", 1.0)
+    if not isinstance(ratio, int | float) or isinstance(ratio, bool) or not 0 <= ratio <= 1:
+        raise InputError(f"{place}.ratio: found {ratio!r}, expected the share of the optimizer on the host, 0 to 1")
 
 
 def leaves(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -136,6 +136,11 @@ def test_agreement_is_no_conflict(tmp_path: Path) -> None:
         ),
         ({}, ["engine.overrides.optimizer.type=Adam"], "^--set: engine.overrides: optimizer: has no place here"),
         ({"aio": {"depth": 1}}, ["engine.overrides.aio.depth.x=1"], "'depth' is not a section"),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}},
+            ["engine.overrides.zero_optimization.offload_optimizer.ratio=0.5"],
+            r"^--set: engine.overrides: .*ratio 0.5 keeps part.*mine.json: zero_optimization.stage is 2; use stage 3",
+        ),
     ],
 )
 def test_contradictions_name_both_places(

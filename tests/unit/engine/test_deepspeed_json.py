@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from m3ae_scale.engine.deepspeed_json import ZERO, find_deepspeed_json, leaves, load_deepspeed_json, shipped_folder
+from m3ae_scale.engine.deepspeed_json import (
+    OFFLOAD,
+    ZERO,
+    find_deepspeed_json,
+    leaves,
+    load_deepspeed_json,
+    shipped_folder,
+)
 from m3ae_scale.errors import InputError
 from m3ae_scale.parallel.spawn import free_port
 
@@ -61,6 +68,9 @@ def test_the_known_zero_keys_are_deepspeeds() -> None:
 
     theirs = {field.alias or name for name, field in DeepSpeedZeroConfig.model_fields.items()}
     assert set(ZERO) == theirs
+    for section, known in OFFLOAD.items():
+        inner = DeepSpeedZeroConfig.model_validate({section: {"device": "cpu"}})
+        assert set(known) == set(type(getattr(inner, section)).model_fields)
 
 
 @pytest.mark.parametrize(
@@ -74,9 +84,30 @@ def test_the_known_zero_keys_are_deepspeeds() -> None:
         ('{"zzz": 1}', 'unknown key "zzz"; DeepSpeed would ignore it'),
         ('{"train_batch_size": "auto"}', r'mine.json: train_batch_size: found "auto", which DeepSpeed drops'),
         ('{"data_types": {"x": ["auto"]}}', r'data_types.x: found "auto"'),
+        (
+            '{"data_types": {"grad_acum_dtype": "fp32"}}',
+            'unknown key "data_types.grad_acum_dtype"; expected grad_accum_dt',
+        ),
+        ('{"activation_checkpointing": {}}', "activation_checkpointing: has no place here.*set engine.recompute"),
         ('{"zero_optimization": {"stage": 4}}', r"zero_optimization.stage: found 4, expected 0, 1, 2 or 3"),
         ('{"zero_optimization": {"stage": true}}', r"found True, expected 0, 1, 2 or 3"),
         ('{"zero_optimization": true}', "zero_optimization: found True, expected an object"),
+        (
+            '{"zero_optimization": {"offload_param": true}}',
+            "zero_optimization.offload_param: found True, expected an o",
+        ),
+        (
+            '{"zero_optimization": {"offload_optimizer": {"devise": "cpu"}}}',
+            r'zero_optimization.offload_optimizer: unknown key "devise"; did you mean "device"\?',
+        ),
+        (
+            '{"zero_optimization": {"offload_param": {"device": "gpu"}}}',
+            "device: found 'gpu', expected none, cpu or nv",
+        ),
+        (
+            '{"zero_optimization": {"stage": 3, "offload_optimizer": {"ratio": 50}}}',
+            "offload_optimizer.ratio: found 50, expected the share",
+        ),
         ('{"optimizer": {"type": "Adam"}}', r"optimizer: has no place here; the experiment owns it"),
         ('{"scheduler": {"type": "WarmupLR"}}', r"scheduler: has no place here; the experiment owns it"),
         ('{"fp16": {"enabled": true}}', "fp16: has no place here; fp16 needs loss scaling and is not supported"),
