@@ -21,7 +21,8 @@ class ThroughputCell:
     tensor_parallel: int = 1
     sequence_parallel: bool = False
     zero_stage: int = 1
-    offload: bool = False  # of optimizer states (ZeRO-2), and of parameters too (ZeRO-3)
+    offload: float = 0.0  # share of the optimizer on the host; at ZeRO-3 a part is possible, and all parameters go too
+    pin_memory: bool = True  # of what is offloaded: faster, and up to twice the bytes
     precision: str = "bf16"
     recompute: str = "none"
     attention: str = "auto"
@@ -67,7 +68,8 @@ def product(choices: dict[str, list[Any]], place: str) -> list[ThroughputCell]:
         if key not in known:
             raise InputError(f"{place}: unknown key {key!r}{nearest(str(key), known)}")
         for value in values:
-            if not isinstance(value, hints[key]) or (isinstance(value, bool) and hints[key] is not bool):
+            wanted = int | float if hints[key] is float else hints[key]
+            if not isinstance(value, wanted) or (isinstance(value, bool) and hints[key] is not bool):
                 raise InputError(f"{place}: {key}: found {value!r}, expected {hints[key].__name__}")
     combinations = itertools.product(*choices.values())
     cells = [replace(ThroughputCell(), **dict(zip(choices, values, strict=True))) for values in combinations]
@@ -93,3 +95,5 @@ def _check(cell: ThroughputCell, place: str) -> None:
         raise InputError(f"{place}: precision: found {cell.precision!r}, expected bf16 or fp32")
     if cell.zero_stage not in range(4) or (cell.offload and cell.zero_stage < 2):
         raise InputError(f"{place}: zero_stage: found {cell.zero_stage}, expected 0 to 3, and 2 or 3 with offload")
+    if cell.offload not in (0, 1) and not (cell.zero_stage == 3 and 0 < cell.offload < 1):
+        raise InputError(f"{place}: offload: found {cell.offload}, expected 0 or 1, or a share between at ZeRO stage 3")

@@ -118,6 +118,11 @@ def experiment_of(cell: ThroughputCell) -> Experiment:
     offload = "_offload" if cell.offload else ""
     data = cell.devices // cell.tensor_parallel
     kernels = {name: getattr(cell, name) for name in ("attention", "layer_norm", "linear", "text_loss", "compile")}
+    overrides: dict[str, Any] = {"train_micro_batch_size_per_gpu": cell.micro_batch}
+    if cell.offload:
+        overrides["zero_optimization.offload_optimizer.ratio"] = cell.offload
+        for section in ("offload_optimizer", "offload_param")[: cell.zero_stage - 1]:  # ZeRO-2 keeps its parameters
+            overrides[f"zero_optimization.{section}.pin_memory"] = cell.pin_memory
     values = {
         "name": "throughput",
         "model": {"size": cell.size},
@@ -127,7 +132,7 @@ def experiment_of(cell: ThroughputCell) -> Experiment:
         "parallel": {"tensor": cell.tensor_parallel, "sequence": cell.sequence_parallel},
         "engine": {
             "deepspeed": f"zero{cell.zero_stage}{offload}_{cell.precision}",
-            "overrides": {"train_micro_batch_size_per_gpu": cell.micro_batch},
+            "overrides": overrides,
             "recompute": cell.recompute,
         },
         "kernels": kernels,

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from m3ae_scale.config import Experiment, ModelConfig
@@ -48,6 +49,16 @@ class Built:
     recomputed_blocks: int
     clipping: float  # largest global gradient norm; 0: no limit
 
+    @property
+    def optimizers(self) -> list[Any]:
+        """The optimizers inside DeepSpeed's; the second one steps what ZeRO-3 leaves of an offload on the device.
+
+        DeepSpeed makes that one itself (offload_optimizer.ratio below 1), and passes no learning rate on to it.
+        """
+        outer = self.engine.optimizer
+        second = getattr(outer, "backup_optimizer", None)
+        return [getattr(outer, "optimizer", outer), *([second] if second is not None else [])]
+
 
 def build(
     experiment: Experiment,
@@ -76,7 +87,7 @@ def build(
     clear_stale_locks()
     deepspeed.init_distributed(dist_init_required=False)  # adopts the groups that torch already has
 
-    with _construction(stage, deepspeed_config, mpu):
+    with told_plainly(), _construction(stage, deepspeed_config, mpu):
         model = build_model(experiment, vocabulary, layers_of(groups, experiment.parallel.sequence, kernels), kernels)
     draw_values(model, experiment.seed, groups, given or {})
     if experiment.parallel.sequence and groups.tensor is not None:
@@ -90,9 +101,10 @@ def build(
     clipping = float(deepspeed_config.get("gradient_clipping", 0.0))
     if stage == 0:
         deepspeed_config = {**deepspeed_config, "gradient_clipping": 0.0}  # engine/step.py clips there
-    engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=deepspeed_config, mpu=mpu, dist_init_required=False
-    )
+    with told_plainly():
+        engine, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=deepspeed_config, mpu=mpu, dist_init_required=False
+        )
     forget_phantom_steps(optimizer)
     return Built(engine, kernels, parameters, recomputed, clipping)
 
@@ -110,6 +122,20 @@ def layers_of(groups: Groups, sequence: bool, kernels: Kernels) -> Layers:
     from m3ae_scale.parallel.linear import TensorParallelLayers
 
     return TensorParallelLayers(groups.tensor, sequence, kernels.linear)
+
+
+@contextlib.contextmanager
+def told_plainly() -> Iterator[None]:
+    """Turn what DeepSpeed's own check of its config says into an InputError of one line."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(
+            f"DeepSpeed refuses its config (m3ae-scale config explain shows it): {error.title}: "
+            f"{where + ': ' if where else ''}{first['msg']}, found {first['input']!r}"
+        ) from None
 
 
 def check_widths(model: ModelConfig, tensor: int) -> None:

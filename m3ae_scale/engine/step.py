@@ -34,8 +34,9 @@ class Stepped(NamedTuple):
 
 def set_lr(built: Built, lr: float) -> None:
     """Use learning rate `lr` for the next optimizer step."""
-    for group in built.engine.optimizer.param_groups:
-        group["lr"] = lr
+    for optimizer in built.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
 
 
 def step(built: Built, groups: Groups, wanted: bool = True) -> Stepped:

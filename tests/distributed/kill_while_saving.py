@@ -21,7 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from on_checkpoints import differing, open_engine, train
+from on_checkpoints import differing, open_layout, train
 
 from m3ae_scale.engine.checkpoint import latest_checkpoint, load_latest, prune_checkpoints, save_checkpoint
 from m3ae_scale.engine.checkpoint.folder import checkpoints_folder, list_checkpoints
@@ -34,7 +34,7 @@ from m3ae_scale.parallel.spawn import free_port
 def live(folder: Path, last: int, say: int, every_step: bool) -> None:
     """Resume, then train and save up to step `last`, writing what happens, a line each, to descriptor `say`."""
     groups = open_groups(find_ranks(os.environ), 1)
-    built = open_engine(groups, {"stage": 2})
+    built = open_layout(groups, {"stage": 2})
 
     def tell(text: str) -> None:
         if groups.first:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from deepspeed.runtime import engine as deepspeed_engine
-from on_ranks import LR, deepspeed_config
+from on_ranks import LR, deepspeed_config, open_engine
 from tiny import GLOBAL_BATCH, PATCH_DIM, VOCABULARY, experiment, global_batch
 
 from m3ae_scale.data.pack import pack
@@ -43,7 +43,7 @@ def save_all(job: dict[str, Any]) -> dict[str, list[float]]:
     groups = open_groups(find_ranks(os.environ), job["tensor"])
     curves = {}
     for name, run in job["runs"].items():
-        built = open_engine(groups, run)
+        built = open_layout(groups, run)
         curve = train(built, groups, 0, job["at"])
         save_checkpoint(Path(job["folder"]) / name, built, groups, {"step": job["at"], "cursor": {"from": name}})
         curves[name] = curve + train(built, groups, job["at"], job["end"])
@@ -56,7 +56,7 @@ def resume_all(job: dict[str, Any]) -> list[dict[str, Any]]:
     groups = open_groups(find_ranks(os.environ), job["tensor"])
     results = []
     for number, (run, checkpoint) in enumerate(job["pairs"]):
-        built = open_engine(groups, run)
+        built = open_layout(groups, run)
         progress = load_checkpoint(Path(checkpoint), built, groups)
         again = save_checkpoint(Path(job["folder"]) / f"again-{job['name']}-{number}", built, groups, progress)
         curve = train(built, groups, job["at"], job["end"])
@@ -65,13 +65,13 @@ def resume_all(job: dict[str, Any]) -> list[dict[str, Any]]:
     return results
 
 
-def open_engine(groups: Groups, run: dict[str, Any]) -> Built:
+def open_layout(groups: Groups, run: dict[str, Any]) -> Built:
     """The tiny model under ZeRO stage run["stage"], and whatever else deepspeed_config takes."""
     data, run = groups.topology.data, dict(run)
     # Without ZeRO, DeepSpeed keeps flat bf16 masters for the fused Adams that it knows, all for CUDA: torch's for once.
     fused = torch.optim.AdamW if run.pop("fused", False) else deepspeed_engine.FusedAdam
     with mock.patch.object(deepspeed_engine, "FusedAdam", fused):
-        return build(experiment(), VOCABULARY, groups, deepspeed_config(data, GLOBAL_BATCH // data, 1, **run))
+        return open_engine(experiment(), groups, deepspeed_config(data, GLOBAL_BATCH // data, 1, **run))
 
 
 def train(built: Built, groups: Groups, first: int, last: int) -> list[float]:
@@ -107,7 +107,7 @@ def meet_a_full_disk(job: dict[str, Any]) -> dict[str, Any]:
     job["limit"]: the last rank may write files of this many bytes only; without it, job["folder"] itself is full.
     """
     groups = open_groups(find_ranks(os.environ), 1)
-    folder, built = Path(job["folder"]), open_engine(groups, {"stage": 2})
+    folder, built = Path(job["folder"]), open_layout(groups, {"stage": 2})
     curve = train(built, groups, 0, 2)
     save_checkpoint(folder, built, groups, {"step": 2})
     before, refused = resource.getrlimit(resource.RLIMIT_FSIZE), None
@@ -141,7 +141,7 @@ def meet_a_full_disk(job: dict[str, Any]) -> dict[str, Any]:
 def load_what_does_not_fit(job: dict[str, Any]) -> list[str]:
     """Save; then try to load it with another vocabulary, another model, and damaged; return what was said."""
     groups = open_groups(find_ranks(os.environ), 1)
-    folder, built = Path(job["folder"]), open_engine(groups, {"stage": 1})
+    folder, built = Path(job["folder"]), open_layout(groups, {"stage": 1})
     path = save_checkpoint(folder, built, groups, {"step": 1})
     said = []
     config = deepspeed_config(groups.topology.data, GLOBAL_BATCH // groups.topology.data, 1, stage=1)
@@ -177,7 +177,7 @@ def save_in_the_background(job: dict[str, Any]) -> list[dict[str, Any]]:
     groups = open_groups(find_ranks(os.environ), job["tensor"])
     results = []
     for stage in range(4):
-        folder, built = Path(job["folder"]) / str(stage), open_engine(groups, {"stage": stage})
+        folder, built = Path(job["folder"]) / str(stage), open_layout(groups, {"stage": stage})
         train(built, groups, 0, 2)
         at_once = save_checkpoint(folder, built, groups, {"step": 2})
         pending = BackgroundSave(folder, built, groups, {"step": 2})

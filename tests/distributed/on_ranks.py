@@ -9,9 +9,11 @@ from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import safe_get_full_grad
 from tiny import GLOBAL_BATCH, PATCH_DIM, VOCABULARY, experiment, global_batch, gradients, sample
 
+from m3ae_scale.config import Experiment
 from m3ae_scale.data.pack import pack
 from m3ae_scale.engine.build import Built, build
 from m3ae_scale.engine.compile import apply_compile
@@ -55,12 +57,14 @@ def contents(job: list[list[str]]) -> list[float]:
 
 def deepspeed_config(data: int, micro: int, accumulation: int, stage: int, **more: Any) -> dict[str, Any]:
     """A DeepSpeed config that partitions even the smallest parameter."""
-    offload, bf16 = more.get("offload", False), more.get("bf16", False)
+    offload, bf16 = more.get("offload", 0.0), more.get("bf16", False)  # offload: the optimizer's share on the host
     zero: dict[str, Any] = {"stage": stage, "overlap_comm": False}
     if stage == 3:
         zero["stage3_param_persistence_threshold"] = 0
     if offload:
-        zero["offload_optimizer"] = {"device": "cpu"}
+        zero["offload_optimizer"] = {"device": "cpu", "ratio": float(offload)}
+    if 0 < offload < 1:
+        zero["sub_group_size"] = 20_000  # several to divide
     # As in configs/ds/*_bf16.json: gradients are summed in fp32. DeepSpeed refuses this at stage 0.
     sums = {"communication_data_type": "fp32", "data_types": {"grad_accum_dtype": "fp32"}} if bf16 and stage else {}
     return {
@@ -72,6 +76,12 @@ def deepspeed_config(data: int, micro: int, accumulation: int, stage: int, **mor
         "zero_optimization": zero,
         "bf16": {"enabled": bf16},
     }
+
+
+def open_engine(tiny: Experiment, groups: Groups, config: dict[str, Any]) -> Built:
+    """Build the engine; on a CPU, what is left of an offload stays on a device that is the host too."""
+    with patch.object(get_accelerator(), "_name", f"{groups.device.type}:0"):
+        return build(tiny, VOCABULARY, groups, config)
 
 
 def gradient_error(built: Built, groups: Groups, expected: dict[str, torch.Tensor]) -> float:
@@ -120,7 +130,7 @@ def _train(groups: Groups, run: dict[str, Any]) -> dict[str, Any]:
     # Everything of the compiler but its code: inductor's takes minutes, and has other sums.
     traced = functools.partial(apply_compile, backend="aot_eager")
     with patch("m3ae_scale.engine.build.apply_compile", traced):
-        built = build(tiny, VOCABULARY, groups, deepspeed_config(data, micro, accumulation, **run))
+        built = open_engine(tiny, groups, deepspeed_config(data, micro, accumulation, **run))
     curve, error, applied, kept = [], 0.0, [], []
     for number in range(steps):
         mine = global_batch(number)[groups.data_rank * share : (groups.data_rank + 1) * share]

@@ -26,8 +26,9 @@ OTHERS = {  # beside the matrix: another precision, and the optimizer on the hos
     "DP2 ZeRO-0 bf16 fused": {"stage": 0, "bf16": True, "fused": True},
     "DP2 ZeRO-2 bf16": {"stage": 2, "bf16": True},
     "DP2 ZeRO-3 bf16": {"stage": 3, "bf16": True},
-    "DP2 ZeRO-2 offload": {"stage": 2, "offload": True},
-    "DP2 ZeRO-3 offload": {"stage": 3, "offload": True},
+    "DP2 ZeRO-2 offload": {"stage": 2, "offload": 1},
+    "DP2 ZeRO-3 offload": {"stage": 3, "offload": 1},
+    "DP2 ZeRO-3 offload of 40%": {"stage": 3, "offload": 0.4},
 }
 LAYOUTS = MATRIX | OTHERS
 OTHER_PAIRS = [
@@ -45,6 +46,9 @@ OTHER_PAIRS = [
     ("DP2 ZeRO-3 offload", "DP2 ZeRO-2 offload"),
     ("1 ZeRO-0", "DP2 ZeRO-2 offload"),
     ("DP2 ZeRO-0 bf16", "DP2 ZeRO-3 offload"),
+    ("DP2 ZeRO-3 offload", "DP2 ZeRO-3 offload of 40%"),
+    ("DP2 ZeRO-3 offload of 40%", "DP2 ZeRO-3 offload of 40%"),
+    ("DP2 ZeRO-3 offload of 40%", "DP2 ZeRO-1"),
 ]
 FULL = os.environ.get("CHECKPOINT_MATRIX") == "full"
 

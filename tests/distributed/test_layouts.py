@@ -48,7 +48,8 @@ def results(layout: str) -> dict[str, dict[str, Any]]:
         eight = {"stage": 3, "bf16": True, "linear": "fp8", "recompute": "selective"}
         runs["fp8 ZeRO-3 recompute selective"] = eight
         for stage in (2, 3):
-            runs[f"fp32 ZeRO-{stage} offload"] = {"stage": stage, "offload": True}
+            runs[f"fp32 ZeRO-{stage} offload"] = {"stage": stage, "offload": 1}
+        runs["fp32 ZeRO-3 offload of 40%"] = {"stage": 3, "offload": 0.4}
         for policy in ("full", "every_2", "selective"):
             runs[f"fp32 ZeRO-3 recompute {policy}"] = {"stage": 3, "recompute": policy}
         runs["fp32 ZeRO-3 compiled"] = {"stage": 3, "compile": "blocks", "steps": 2}

@@ -22,7 +22,7 @@ def run(stage: int, **more: Any) -> dict[str, Any]:
 def test_a_step_not_applied_changes_nothing(tensor: int) -> None:
     runs = [run(stage) for stage in range(4)] + [run(stage, bf16=True) for stage in (0, 2, 3)]
     if tensor == 1:
-        runs = [{**each, "accumulation": 2} for each in runs] + [run(2, offload=True)]
+        runs = [{**each, "accumulation": 2} for each in runs] + [run(2, offload=1)]
     expected = plain_curve(experiment(), STEPS, LR, CLIP, not_applied=[*UNWANTED, *BROKEN])
     for job, result in zip(runs, run_ranks(2, "on_ranks:curves", {"tensor": tensor, "runs": runs}), strict=True):
         assert result["applied"] == [step not in UNWANTED + BROKEN for step in range(STEPS)], job

@@ -103,29 +103,26 @@ def _find_partitioned(optimizer: Any, parameter: nn.Parameter, masters: Masters)
     return start, count, optimizer.fp32_partitioned_groups_flat[group], offset
 
 
-def torch_optimizer(built: Built) -> Any:
-    """Return the optimizer inside DeepSpeed's."""
-    return getattr(built.engine.optimizer, "optimizer", built.engine.optimizer)
-
-
-def stepped_tensors(built: Built) -> Iterator[tuple[dict[str, Any], Tensor]]:
-    """Yield every tensor that the optimizer of this rank steps, each with its parameter group."""
-    optimizer, inner = built.engine.optimizer, torch_optimizer(built)
-    if hasattr(optimizer, "fp32_partitioned_groups_flat"):  # stage 3 empties the groups between steps
-        for index, master in enumerate(optimizer.fp32_partitioned_groups_flat):
-            yield inner.param_groups[optimizer.sub_group_to_group_id[index]], master
+def stepped_tensors(built: Built) -> Iterator[tuple[Any, dict[str, Any], Tensor]]:
+    """Yield every tensor that an optimizer of this rank steps: the optimizer, its parameter group, the tensor."""
+    outer, optimizers = built.engine.optimizer, built.optimizers
+    if hasattr(outer, "fp32_partitioned_groups_flat"):  # stage 3 empties the groups between steps
+        for index, master in enumerate(outer.fp32_partitioned_groups_flat):
+            on_device = len(optimizers) > 1 and outer.subgroup_to_device[index] != "cpu"
+            inner = optimizers[1 if on_device else 0]
+            yield inner, inner.param_groups[outer.sub_group_to_group_id[index]], master
         return
-    for group in inner.param_groups:
+    for group in optimizers[0].param_groups:
         for master in group["params"]:
-            yield group, master
+            yield optimizers[0], group, master
 
 
 def adam_steps(built: Built) -> int:
     """Return how many steps Adam has counted; 0 before its first."""
-    state = torch_optimizer(built).state
-    for group, master in stepped_tensors(built):
-        if "exp_avg" in state.get(master, {}):
-            return int(state[master].get("step", group.get("step", 0)))  # apex counts in the group
+    for inner, group, master in stepped_tensors(built):
+        state = inner.state.get(master, {})
+        if "exp_avg" in state:
+            return int(state.get("step", group.get("step", 0)))  # apex counts in the group
     return 0
 
 
@@ -135,9 +132,9 @@ def fragment(built: Built, held: Held, kind: str) -> Tensor:
         return torch.empty(0)
     if kind == "weights":
         return held.view(held.master)
-    state = torch_optimizer(built).state.get(held.master, {})
-    if kind in state:
-        return held.view(state[kind])
+    for inner in built.optimizers:
+        if kind in inner.state.get(held.master, {}):
+            return held.view(inner.state[held.master][kind])
     if adam_steps(built):
         raise RuntimeError(f"{held.name}: the optimizer has stepped, but its {kind} is not where it was expected")
     return torch.zeros(held.count)  # before the first step
@@ -145,9 +142,7 @@ def fragment(built: Built, held: Held, kind: str) -> Tensor:
 
 def open_moments(built: Built, steps: int) -> None:
     """Make Adam's moments where this optimizer has not stepped yet, and set its step counts, as if it had."""
-    inner = torch_optimizer(built)
-    on_device = inner.defaults.get("fused") or inner.defaults.get("capturable")
-    for group, master in stepped_tensors(built):
+    for inner, group, master in stepped_tensors(built):
         state = inner.state[master]
         for kind in ("exp_avg", "exp_avg_sq"):
             if kind not in state:
@@ -155,6 +150,7 @@ def open_moments(built: Built, steps: int) -> None:
         if type(inner).__module__.startswith("apex."):
             group["step"] = steps
         elif isinstance(inner, torch.optim.AdamW):
+            on_device = inner.defaults.get("fused") or inner.defaults.get("capturable")
             state["step"] = torch.tensor(float(steps), device=master.device if on_device else "cpu")
         else:
             state["step"] = steps

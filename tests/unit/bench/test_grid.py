@@ -34,7 +34,10 @@ def test_a_grid_is_the_union_of_its_products(tmp_path: Path) -> None:
         ({"micro_batch": ["8"]}, "micro_batch: found '8', expected int"),
         ({"micro_batch": [0]}, "expected at least 1"),
         ({"devices": [3], "tensor_parallel": [2]}, "does not divide"),
-        ({"zero_stage": [1], "offload": [True]}, "2 or 3 with offload"),
+        ({"zero_stage": [1], "offload": [1]}, "2 or 3 with offload"),
+        ({"zero_stage": [2], "offload": [0.5]}, "expected 0 or 1, or a share between at ZeRO stage 3"),
+        ({"zero_stage": [3], "offload": [2]}, "offload: found 2, expected 0 or 1"),
+        ({"offload": [True]}, "offload: found True, expected float"),
         ({"precision": ["fp16"]}, "expected bf16 or fp32"),
     ],
 )
