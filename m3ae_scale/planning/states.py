@@ -1,6 +1,7 @@
 """Memory of the model states per rank, in closed form: parameters, gradients and optimizer by ZeRO stage and TP.
 
-Rajbhandari et al. 2020, ZeRO, section 3.1. Activations, buffers and fragmentation come on top.
+Rajbhandari et al. 2020, ZeRO, section 3.1, and what DeepSpeed 0.19 holds beyond that: a test counts the tensors of the
+real engine. Activations, buffers and fragmentation come on top.
 """
 
 from dataclasses import dataclass
@@ -14,24 +15,26 @@ _MASTER = 4  # bytes a parameter: the fp32 copy that ZeRO keeps, of fp32 weights
 
 @dataclass(frozen=True)
 class States:
-    """Bytes of model states on one rank."""
+    """Bytes of model states on one rank, when they are most: before the optimizer step."""
 
     parameters: float
     gradients: float
     optimizer: float  # moments, and the fp32 master copy
-    optimizer_on_host: bool = False
+    copies: float = 0.0  # beside an offloaded optimizer: the gradient that it steps with, at ZeRO-2 the new weights too
     parameters_on_host: bool = False
+    gradients_on_host: bool = False
+    optimizer_on_host: float = 0.0  # share, 0 to 1; the copies go with it
 
     @property
     def device(self) -> float:
         """Bytes that stay on the device."""
-        kept = 0.0 if self.parameters_on_host else self.parameters
-        return kept + self.gradients + (0.0 if self.optimizer_on_host else self.optimizer)
+        return self.parameters + self.gradients + self.optimizer + self.copies - self.host
 
     @property
     def host(self) -> float:
         """Bytes that offloading moves to the host."""
-        return self.parameters + self.gradients + self.optimizer - self.device
+        moved = self.optimizer_on_host * (self.optimizer + self.copies)
+        return moved + self.parameters_on_host * self.parameters + self.gradients_on_host * self.gradients
 
 
 def parameters_per_rank(model: ModelConfig, vocabulary: int, tensor: int = 1) -> int:
@@ -58,19 +61,27 @@ def states_per_rank(
     data: int,
     precision: str,
     gradients_fp32: bool = False,
-    optimizer_on_host: bool = False,
+    optimizer_on_host: float | None = None,
     parameters_on_host: bool = False,
 ) -> States:
-    """Divide the states of `parameters` (those of one tensor-parallel rank) over `data` ranks as ZeRO `stage` does."""
+    """Divide the states of `parameters` (those of one tensor-parallel rank) over `data` ranks as ZeRO `stage` does.
+
+    optimizer_on_host: the share of an offloaded optimizer that is there; None: it is not offloaded.
+    """
     weight = 2 if precision == "bf16" else 4  # bytes
     gradient = 4 if gradients_fp32 else weight
+    if stage == 1 and gradient > weight:
+        gradient += weight  # there the sums in fp32 stand beside the gradients themselves
     optimizer = _MOMENTS + (_MASTER if stage >= 1 or precision == "bf16" else 0)
+    offloaded = optimizer_on_host is not None
     return States(
         parameters=parameters * weight / (data if stage >= 3 else 1),
         gradients=parameters * gradient / (data if stage >= 2 else 1),
         optimizer=parameters * optimizer / (data if stage >= 1 else 1),
-        optimizer_on_host=optimizer_on_host,
+        copies=parameters * (_MASTER + (0 if stage >= 3 else weight)) / data if offloaded else 0.0,
         parameters_on_host=parameters_on_host,
+        gradients_on_host=offloaded and (stage >= 3 or gradient == weight),
+        optimizer_on_host=optimizer_on_host or 0.0,
     )
 
 

@@ -199,12 +199,13 @@ def _projected_states() -> Section:
     table = []
     sizes = {name: model_parameters(size.encoder, size.decoder) for name, size in SIZES.items()}
     for stage in range(4):
-        states = [
-            states_per_rank(n, stage=stage, data=_PROJECTED_RANKS, precision="bf16").device for n in sizes.values()
-        ]
-        marks.append(Mark(f"ZeRO {stage}", list(sizes.values()), [b / 2**30 for b in states], "fit", colour=stage))
+        marks.append(
+            Mark(
+                f"ZeRO {stage}", list(sizes.values()), [_states(n, stage) for n in sizes.values()], "fit", colour=stage
+            )
+        )
     for name, n in sizes.items():
-        each = [states_per_rank(n, stage=s, data=_PROJECTED_RANKS, precision="bf16").device / 2**30 for s in range(4)]
+        each = [_states(n, stage) for stage in range(4)]
         table.append([name, short(n), *(f"{b:.3g}" for b in each)])
     title = "Model states by size and ZeRO stage"
     return Section(
@@ -213,9 +214,17 @@ def _projected_states() -> Section:
         charts=[(title, plot(title, Axis(_PARAMETERS, log=True), Axis("GiB a rank", log=True), marks))],
         heads=["size", "parameters", *(f"ZeRO {stage}, GiB" for stage in range(4))],
         rows=table,
-        note="From closed forms (planning/states.py), bf16: parameters, gradients, optimizer. Activations come on top. "
-        "Nothing here was measured.",
+        note="From closed forms (planning/states.py), bf16 with gradients summed in fp32 as in configs/ds: parameters, "
+        "gradients, optimizer. Activations come on top. Nothing here was measured.",
     )
+
+
+def _states(parameters: int, stage: int) -> float:
+    """GiB of model states on each of the projected ranks, as configs/ds/ has them in bf16."""
+    states = states_per_rank(
+        parameters, stage=stage, data=_PROJECTED_RANKS, precision="bf16", gradients_fp32=stage > 0
+    )  # DeepSpeed refuses fp32 sums without ZeRO
+    return states.device / 2**30
 
 
 def _throughput_cells(row: Row, sources: Sources) -> list[str]:
@@ -226,7 +235,9 @@ def _throughput_cells(row: Row, sources: Sources) -> list[str]:
     name += f", {cell.get('precision')}" + (
         f", recompute {cell['recompute']}" if cell.get("recompute", "none") != "none" else ""
     )
-    name += ", offload" * bool(cell.get("offload")) + ", compiled" * (cell.get("compile", "none") != "none")
+    if cell.get("offload"):
+        name += f", offload {cell['offload']:g}" + ("" if cell.get("pin_memory", True) else " unpinned")
+    name += ", compiled" * (cell.get("compile", "none") != "none")
     if row["status"] != "ok":
         return [name, row["status"], *[""] * 7, sources.mark(row)]
     low, middle, high = (number(row.get(f"step_seconds{end}")) for end in ("_p10", "", "_p90"))

@@ -20,6 +20,7 @@ def _lines(shape: Shape) -> Iterator[str]:
     stage = shape.resolved.config["zero_optimization"]["stage"]
     micro = f"about {plan.micro_batch}" if plan.micro_tokens else str(plan.micro_batch)
     host = f" and {_bytes(states.host)} on the host" if states.host else ""
+    copies = f", copies for the offloaded optimizer {_bytes(states.copies)}" if states.copies else ""
     yield (
         f"  topology  {topology.world} ranks = tensor {topology.tensor} x data {topology.data}, "
         f"ZeRO {stage}, {shape.resolved.precision}"
@@ -28,7 +29,7 @@ def _lines(shape: Shape) -> Iterator[str]:
     yield (
         f"  memory    {_bytes(states.device)} per rank{host}, projected, without activations: "
         f"parameters {_bytes(states.parameters)}, gradients {_bytes(states.gradients)}, "
-        f"optimizer {_bytes(states.optimizer)}"
+        f"optimizer {_bytes(states.optimizer)}{copies}"
     )
 
 

@@ -59,7 +59,7 @@ def shape_of(
         data=topology.data,
         precision=resolved.precision,
         gradients_fp32=resolved.config.get("data_types", {}).get("grad_accum_dtype") == "fp32",
-        optimizer_on_host=_offloads(zero, "offload_optimizer"),
+        optimizer_on_host=zero["offload_optimizer"].get("ratio", 1.0) if _offloads(zero, "offload_optimizer") else None,
         parameters_on_host=_offloads(zero, "offload_param"),
     )
     return Shape(nodes, topology, resolved, states)

@@ -55,17 +55,19 @@ def test_the_figures_of_the_zero_paper(stage: int, gigabytes: float) -> None:
     assert states.device / 1e9 == pytest.approx(gigabytes, rel=5e-3)
 
 
-@given(st.integers(1, 10**11), st.integers(0, 3), st.integers(1, 4096), st.booleans(), st.booleans(), st.booleans())
-def test_offloading_moves_bytes_and_loses_none(
-    parameters: int, stage: int, data: int, fp32: bool, optimizer: bool, weights: bool
+@given(st.integers(1, 10**11), st.integers(1, 3), st.integers(1, 4096), st.booleans(), st.floats(0, 1), st.booleans())
+def test_offloading_takes_from_the_device(
+    parameters: int, stage: int, data: int, fp32: bool, share: float, weights: bool
 ) -> None:
     precision = "fp32" if fp32 else "bf16"
     here = states_per_rank(parameters, stage=stage, data=data, precision=precision)
     moved = states_per_rank(
-        parameters, stage=stage, data=data, precision=precision, optimizer_on_host=optimizer, parameters_on_host=weights
+        parameters, stage=stage, data=data, precision=precision, optimizer_on_host=share, parameters_on_host=weights
     )
-    assert here.host == 0
-    assert moved.device + moved.host == pytest.approx(here.device)
-    assert (moved.host > 0) == (optimizer or weights)
+    assert here.host == here.copies == 0
+    assert moved.device + moved.host == pytest.approx(here.device + moved.copies)
+    assert moved.host >= share * here.optimizer
+    whole = states_per_rank(parameters, stage=stage, data=data, precision=precision, optimizer_on_host=1.0)
+    assert whole.device < here.device
     more = states_per_rank(parameters, stage=stage, data=data + 1, precision=precision)
     assert more.device <= here.device

@@ -65,7 +65,10 @@ def test_a_token_budget_needs_no_data_here(root: Path) -> None:
 def test_offloading_shows_on_the_host(root: Path) -> None:
     experiment, origins, folder = quickstart(root, "engine.deepspeed=zero2_offload_bf16", "engine.overrides={}")
     shapes = shapes_of(experiment, origins, folder, Request(1, 1, 2, 2), vocabulary=2048)
-    assert "on the host" in "\n".join(describe(shapes))
+    assert "on the host" in "\n".join(describe(shapes)) and "copies for the offloaded" in "\n".join(describe(shapes))
+    part = ("engine.deepspeed=zero3_offload_bf16", "engine.overrides.zero_optimization.offload_optimizer.ratio=0.5")
+    divided = shapes_of(*quickstart(root, *part), Request(1, 1, 2, 2), vocabulary=2048)[1].states
+    assert divided.device == pytest.approx(0.5 * (divided.optimizer + divided.copies)) != 0
 
 
 def test_the_command_is_complete(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
