@@ -79,12 +79,17 @@ class Scale(Section):
 
 def read_claim(name: str) -> Claim:
     """Read a claim by its name, or the YAML file of one. Raises InputError."""
-    return _read(_find(name, "claims"), Claim)
+    path = _find(name, "claims")
+    return _validated(path, _values(path, Claim), Claim)
 
 
 def read_scale(name: str) -> Scale:
-    """Read a scale by its name, or the YAML file of one. Raises InputError."""
-    return _read(_find(name, "claims/scales"), Scale)
+    """Read a scale by its name, or the YAML file of one. Raises InputError.
+
+    What a file that says `like: OTHER` leaves out is as in that scale.
+    """
+    path = _find(name, "claims/scales")
+    return _validated(path, _scale_values(path), Scale)
 
 
 def claims() -> list[str]:
@@ -109,10 +114,29 @@ def _find(name: str, folder: str) -> Path:
     return path
 
 
-def _read(path: Path, model: type[M]) -> M:
-    values, _ = read_yaml(
-        path, f"the {model.__name__.lower()}", f"keys such as {', '.join(list(model.model_fields)[:3])}"
-    )
+def _scale_values(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    if path in above:
+        raise InputError(f"{path}: like: leads back here, over {', '.join(map(str, above))}; name a scale of its own")
+    values = _values(path, Scale)
+    like = values.pop("like", None)
+    return values if like is None else _merged(_scale_values(_find(str(like), "claims/scales"), (*above, path)), values)
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return `base` with `changes`; mappings in both are merged in turn."""
+    merged = dict(base)
+    for key, value in changes.items():
+        old = base.get(key)
+        merged[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _values(path: Path, model: type[Section]) -> dict[str, Any]:
+    expected = f"keys such as {', '.join(list(model.model_fields)[:3])}"
+    return read_yaml(path, f"the {model.__name__.lower()}", expected)[0]
+
+
+def _validated(path: Path, values: dict[str, Any], model: type[M]) -> M:
     try:
         return model.model_validate(values)
     except ValidationError as error:

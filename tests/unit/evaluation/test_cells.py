@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from m3ae_scale.errors import InputError
 from m3ae_scale.evaluation.claims.cells import Cell
 from m3ae_scale.evaluation.claims.files import claims, read_claim, read_scale
 from m3ae_scale.evaluation.claims.reproduce import cells_of
@@ -48,3 +49,20 @@ def test_a_key_that_looks_like_a_number_stays_a_name(tmp_path: Path, monkeypatch
     for key in ("270e39359490", "123456789012", "1e5"):
         monkeypatch.setattr(Cell, "key", property(lambda self, key=key: key))
         assert cell.write()[0].name == key
+
+
+def test_a_scale_may_be_like_another(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("like: minutes\nscale: mine\nseeds: [7, 8]\ndata: {few: {samples: 9}}\n")
+    mine, minutes = read_scale(str(tmp_path / "mine.yaml")), read_scale("minutes")
+    assert (mine.scale, mine.seeds, mine.data["few"]) == ("mine", [7, 8], minutes.data["few"] | {"samples": 9})
+    assert (mine.experiment, mine.probe, mine.data["test"]) == (
+        minutes.experiment, minutes.probe, minutes.data["test"],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("like", "said"), [("minuets", "no such scale"), ("mine.yaml", "leads back here")])
+def test_a_scale_like_none_is_a_mistake(like: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(f"like: {like}\nscale: mine\n")
+    with pytest.raises(InputError, match=said):
+        read_scale("mine.yaml")
