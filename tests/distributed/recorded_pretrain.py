@@ -38,3 +38,4 @@ loaded, origins = load_experiment(
     ],
 )
 pretrain.pretrain(loaded, origins, Path(experiment), resume=True)
+os._exit(0)  # as cli.main.program ends: Gloo's threads may abort a process that Python takes apart

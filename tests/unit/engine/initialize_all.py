@@ -20,7 +20,8 @@ def main() -> None:
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=sys.argv[1])
     deepspeed.init_distributed("gloo")
     losses = {Path(name).name: train(json.loads(Path(name).read_text())) for name in sys.argv[2:]}
-    print(json.dumps(losses))
+    print(json.dumps(losses), flush=True)
+    os._exit(0)  # as cli.main.program ends: Gloo's threads may abort a process that Python takes apart
 
 
 def train(config: dict) -> list[float]:
