@@ -51,7 +51,7 @@ def main() -> None:
     options = parser.parse_args()
     if is_launched(os.environ):
         measure_layout(options)
-        return
+        os._exit(0)  # as cli.main.program ends: Gloo's threads may abort a process that Python takes apart
     options.out.unlink(missing_ok=True)
     for layout in LAYOUTS:
         code = launch_local(options.nproc, [sys.executable, __file__, *sys.argv[1:], f"--layout={layout}"])
