@@ -59,6 +59,8 @@ NOT_HERE = {
     "dataloader_drop_last": "the experiment owns the data: every rank takes the same number of steps as it is",
 }
 
+_UNKNOWN_PLACE = "checkpoints do not know where it keeps Adam's moments, so a resumed run would have lost them"
+
 
 def find_deepspeed_json(name: str, folder: Path | None = None) -> Path:
     """Find the JSON called `name`: beside the experiment (`folder`), in the current folder, or among the shipped ones.
@@ -128,11 +130,18 @@ def check_deepspeed_config(config: dict[str, Any], where: str) -> None:
     for key in zero:
         if key not in ZERO:
             raise InputError(f'{where}: unknown key "zero_optimization.{key}"{_nearest_or_any(key, ZERO)}')
+    if zero.get("zenflow"):
+        raise InputError(f"{where}: zero_optimization.zenflow: {_UNKNOWN_PLACE}; leave it out")
     stage = zero.get("stage", 0)
     if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
         raise InputError(f"{where}: zero_optimization.stage: found {stage!r}, expected 0, 1, 2 or 3")
     for section, known in OFFLOAD.items():
         _check_offload(zero.get(section) or {}, f"{where}: zero_optimization.{section}", known)
+    optimizer = zero.get("offload_optimizer") or {}
+    if optimizer.get("super_offload"):
+        raise InputError(f"{where}: zero_optimization.offload_optimizer.super_offload: {_UNKNOWN_PLACE}; leave it out")
+    if optimizer.get("device") == "nvme":
+        raise InputError(f"{where}: zero_optimization.offload_optimizer.device nvme: {_UNKNOWN_PLACE}; use cpu")
     for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
         value = config.get(key, 1)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:

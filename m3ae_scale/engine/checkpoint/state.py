@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from m3ae_scale.engine.build import Built
-from m3ae_scale.errors import InputError
 from m3ae_scale.parallel.shard import Shard, shard_of, whole_shape
 
 Masters = dict[int, tuple[Tensor, int]]  # id(parameter) -> master, offset
@@ -45,10 +44,6 @@ def held_parameters(built: Built) -> list[Held]:
     """List what this rank holds of every parameter, in the model's order: the same list, fragments apart, on all."""
     engine = built.engine
     optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
-    if getattr(optimizer, "swap_optimizer", False):
-        raise InputError(
-            "zero_optimization.offload_optimizer.device: found nvme, which checkpoints cannot read; use cpu or none"
-        )
     find = {0: _find_whole, 1: _find_flat, 2: _find_flat, 3: _find_partitioned}[stage]
     copies = _masters_of_stage_0(optimizer) if stage == 0 else {}
     held = []

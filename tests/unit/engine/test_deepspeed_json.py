@@ -88,6 +88,12 @@ def test_the_known_zero_keys_are_deepspeeds() -> None:
             '{"data_types": {"grad_acum_dtype": "fp32"}}',
             'unknown key "data_types.grad_acum_dtype"; expected grad_accum_dt',
         ),
+        ('{"zero_optimization": {"zenflow": {"topk_ratio": 0.1}}}', "zenflow: checkpoints do not know where"),
+        (
+            '{"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}',
+            "device nvme: checkpoints do.*use cpu",
+        ),
+        ('{"zero_optimization": {"offload_optimizer": {"super_offload": true}}}', "super_offload: checkpoints do not"),
         ('{"activation_checkpointing": {}}', "activation_checkpointing: has no place here.*set engine.recompute"),
         ('{"zero_optimization": {"stage": 4}}', r"zero_optimization.stage: found 4, expected 0, 1, 2 or 3"),
         ('{"zero_optimization": {"stage": true}}', r"found True, expected 0, 1, 2 or 3"),
