@@ -197,11 +197,10 @@ def main() -> None:
         measured: list[tuple[Peer, list[float], list[float]]] = []
         for wanted in together:
             peers = start(wanted)
-            # Alone, ours has nothing to be held against.
-            times = take_turns(peers, options.rounds if len(peers) > 1 else 0, options.steps)
-            # Ours once: beside each of the others it is the same program.
-            timed = [peer for peer in peers[bool(measured) :] if times[peer.name]]
-            measured += [(peer, times[peer.name], times[OURS]) for peer in timed]
+            if len(peers) > 1:  # alone, ours has nothing to be held against
+                times = take_turns(peers, options.rounds, options.steps)
+                # Ours once: beside each of the others it is the same program.
+                measured += [(peer, times[peer.name], times[OURS]) for peer in (peers[1:] if measured else peers)]
             for peer in peers:
                 peer.end()
     cell = {key: value for key, value in task.items() if key != "data"} | {"only": options.only}

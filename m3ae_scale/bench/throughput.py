@@ -121,7 +121,8 @@ def experiment_of(cell: ThroughputCell) -> Experiment:
     overrides: dict[str, Any] = {"train_micro_batch_size_per_gpu": cell.micro_batch}
     if cell.offload:
         overrides["zero_optimization.offload_optimizer.ratio"] = cell.offload
-        for section in ("offload_optimizer", "offload_param")[: cell.zero_stage - 1]:  # ZeRO-2 keeps its parameters
+        # ZeRO-2 keeps its parameters on the device.
+        for section in ("offload_optimizer", "offload_param") if cell.zero_stage == 3 else ("offload_optimizer",):
             overrides[f"zero_optimization.{section}.pin_memory"] = cell.pin_memory
     values = {
         "name": "throughput",

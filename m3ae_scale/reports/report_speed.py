@@ -195,18 +195,13 @@ def number(value: float | None, form: str = ".3g") -> str:
 
 def _projected_states() -> Section:
     """Model states by closed form: what no machine has said yet."""
-    marks = []
-    table = []
     sizes = {name: model_parameters(size.encoder, size.decoder) for name, size in SIZES.items()}
-    for stage in range(4):
-        marks.append(
-            Mark(
-                f"ZeRO {stage}", list(sizes.values()), [_states(n, stage) for n in sizes.values()], "fit", colour=stage
-            )
-        )
-    for name, n in sizes.items():
-        each = [_states(n, stage) for stage in range(4)]
-        table.append([name, short(n), *(f"{b:.3g}" for b in each)])
+    states = {name: [_states(n, stage) for stage in range(4)] for name, n in sizes.items()}
+    marks = [
+        Mark(f"ZeRO {stage}", list(sizes.values()), [each[stage] for each in states.values()], "fit", colour=stage)
+        for stage in range(4)
+    ]
+    table = [[name, short(n), *(f"{b:.3g}" for b in states[name])] for name, n in sizes.items()]
     title = "Model states by size and ZeRO stage"
     return Section(
         f"Model states on {_PROJECTED_RANKS} ranks",
