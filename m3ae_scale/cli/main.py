@@ -1,6 +1,7 @@
 """m3ae-scale VERB: thin verbs, each calls one function of one room. A user's mistake is one line and exit code 2."""
 
 import atexit
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -69,6 +70,7 @@ def program(argv: Sequence[str] | None = None) -> NoReturn:
     anything in DeepSpeed refers to their group, and one that frees a tensor only now aborts the process, so that a run
     which has finished would be taken for one that crashed.
     """
+    _write_whole_lines()
     code = 1  # of an exception that nobody expected
 
     def end() -> None:
@@ -83,6 +85,13 @@ def program(argv: Sequence[str] | None = None) -> NoReturn:
     except SystemExit as left:
         code = int(left.code or 0)
     sys.exit(code)
+
+
+def _write_whole_lines() -> None:
+    # Ranks share a terminal or a log: a line that is one write is not torn by another rank's, and is there at once.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True, write_through=False)  # also where PYTHONUNBUFFERED is set
 
 
 def _mistake(text: str) -> int:

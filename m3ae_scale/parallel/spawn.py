@@ -78,7 +78,6 @@ def _environments(nproc: int) -> list[dict[str, str]]:
         "LOCAL_WORLD_SIZE": str(nproc),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "PYTHONUNBUFFERED": "1",
         # DeepSpeed builds its operations with ninja, which lies beside this python whether or not .venv is active.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         MARK: "1",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tarfile
@@ -190,3 +191,16 @@ cli.program()
     assert done.returncode == code
     assert done.stdout == "buffered registered\n"
     assert done.stderr == "" or (code == 1 and done.stderr.endswith("OSError: gone\n"))
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_line_is_one_write(unbuffered: str) -> None:
+    program = (
+        "import sys; from m3ae_scale.cli import main as cli; "
+        "cli.main = lambda argv: [print('half', 'a line', file=f) for f in (sys.stdout, sys.stderr)] and 0; "
+        "cli.program()"
+    )
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)  # each write is a packet
+    environ = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    subprocess.run([sys.executable, "-c", program], stdout=theirs, stderr=theirs, env=environ, check=True)
+    assert [ours.recv(99), ours.recv(99)] == [b"half a line\n"] * 2

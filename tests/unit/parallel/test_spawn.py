@@ -12,12 +12,13 @@ import pytest
 LAUNCH = (
     "import sys; from m3ae_scale.parallel.launch import launch_local; sys.exit(launch_local({n}, {argv!r}, **{k!r}))"
 )
+UNSET = ("RANK", "WORLD_SIZE", "OMP_NUM_THREADS", "PYTHONUNBUFFERED")  # the last tears a line into two writes
 RANK = "import os, sys, time, signal; rank = int(os.environ['RANK']); "
 
 
 def launch(n: int, program: str, environ: dict[str, str] | None = None, **keywords: float) -> "subprocess.Popen[str]":
     code = LAUNCH.format(n=n, argv=[sys.executable, "-c", RANK + program], k=keywords)
-    clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "OMP_NUM_THREADS")}
+    clean = {k: v for k, v in os.environ.items() if k not in UNSET}
     return subprocess.Popen(
         [sys.executable, "-c", code], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env={**clean, **(environ or {})},
