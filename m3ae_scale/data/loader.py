@@ -7,7 +7,6 @@ at another m.
 
 import atexit
 import itertools
-import signal
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -32,6 +31,7 @@ from m3ae_scale.data.prepare import recipe_of
 from m3ae_scale.data.quarantine import Bad, Quarantine
 from m3ae_scale.data.remote import Cache
 from m3ae_scale.data.supply import Supply, estimate_tokens
+from m3ae_scale.data.workers import begin_worker, end_workers, next_of
 from m3ae_scale.errors import InputError
 
 _FETCH_AHEAD = 32  # micro-batches of a worker before a remote shard is needed
@@ -259,25 +259,18 @@ def _run(batches: _MicroBatches, numbers: Any, quarantine: Quarantine) -> Iterat
         num_workers=workers,
         prefetch_factor=batches.prefetch if workers else None,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_begin_worker if workers else None,
+        worker_init_fn=begin_worker if workers else None,
         multiprocessing_context=get_context("fork") if workers else None,
     )
     stream = iter(loader)
-    stop = partial(_end_workers, stream)
+    stop = partial(end_workers, stream)
     atexit.register(stop)  # before multiprocessing's own, which would wait for ever for who ignores SIGTERM
     try:
         while True:
             try:
-                prepared = next(stream)
+                prepared = next_of(stream, batches.plan.rank)
             except StopIteration:
                 return
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise RuntimeError(
-                    f"a data worker process of rank {batches.plan.rank} died ({str(error).splitlines()[0]}); "
-                    "most often the machine ran out of memory: lower data.workers or data.prefetch"
-                ) from None
             if prepared.failure:
                 raise InputError(prepared.failure)
             quarantine.judge(prepared.bad, prepared.tried)
@@ -285,16 +278,3 @@ def _run(batches: _MicroBatches, numbers: Any, quarantine: Quarantine) -> Iterat
     finally:
         stop()
         atexit.unregister(stop)
-
-
-def _end_workers(stream: Any) -> None:
-    if hasattr(stream, "_shutdown_workers"):  # absent when there are none
-        stream._shutdown_workers()
-        for worker in stream._workers:
-            worker.kill()  # who is still busy, with a slow download perhaps
-
-
-def _begin_worker(worker: int) -> None:
-    # What tells a job to save and stop is for the trainer: its workers go on until it is done with them.
-    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(name, signal.SIG_IGN)

@@ -97,7 +97,7 @@ def test_killed_outright_resumes_from_the_last_checkpoint(trained: Path, place: 
     )
     assert process.stdout is not None
     for line in process.stdout:
-        if line.startswith("step ") and int(line.split()[1].split("/")[0]) == 6:
+        if line.startswith("step ") and int(line.split()[1].split("/")[0]) == 5:
             process.kill()
     process.wait(timeout=60)
     done = command(*arguments, "--resume")

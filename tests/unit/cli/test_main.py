@@ -173,12 +173,12 @@ from m3ae_scale.cli import main as cli
 
 class Late:
     def __del__(self, sleep=time.sleep):
-        sleep(2)  # an interpreter that is taken apart lets other threads have a go meanwhile
+        sleep(21)  # an interpreter that is taken apart lets other threads have a go meanwhile
 
 def verb(argv):
     from torch.distributed import HashStore
     sys.late = Late()
-    wait = lambda: HashStore().wait(["never"], timedelta(seconds=1))  # as Gloo's threads: torch's code, then Python's
+    wait = lambda: HashStore().wait(["never"], timedelta(seconds=20))  # as Gloo's threads: torch's code, then Python's
     threading.Thread(target=wait, daemon=True).start()
     atexit.register(print, "registered")
     print("buffered", end=" ")

@@ -241,6 +241,7 @@ def test_a_killed_worker_is_one_clear_error(mixture: Experiment) -> None:
     stream = iter(first(with_workers(mixture, 2)))
     next(stream)
     os.kill(min(children() - before), signal.SIGKILL)
+    time.sleep(0.5)  # a step, a save: the death of a worker interrupts neither
     with pytest.raises(RuntimeError, match="a data worker process of rank 0 died"):
         for _ in range(100):
             next(stream)
