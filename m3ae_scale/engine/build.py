@@ -24,6 +24,7 @@ from torch import nn
 from m3ae_scale.config import Experiment, ModelConfig
 from m3ae_scale.engine.checkpoint.weights import as_tensor
 from m3ae_scale.engine.compile import apply_compile, without_patched_linear
+from m3ae_scale.engine.deepspeed_json import offloads
 from m3ae_scale.engine.operations import clear_stale_locks
 from m3ae_scale.engine.quick_deepspeed import deepspeed
 from m3ae_scale.engine.quick_deepspeed import logger as deepspeed_logger
@@ -74,10 +75,9 @@ def build(
     deepspeed_logger.setLevel("WARNING")
     # DeepSpeed's own calls to torch, deprecated there since 2.13: nothing a user can do about it.
     warnings.filterwarnings("ignore", message=r".*torch\.distributed\..* is deprecated", category=FutureWarning)
-    zero = deepspeed_config.get("zero_optimization", {})
-    stage = zero.get("stage", 0)
+    stage = deepspeed_config.get("zero_optimization", {}).get("stage", 0)
     dtype = torch.bfloat16 if deepspeed_config.get("bf16", {}).get("enabled") else torch.float32
-    offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+    offloaded = offloads(deepspeed_config, "offload_optimizer")
     kernels = choose(experiment.kernels, groups.device.type, dtype, offloaded, groups.tensor is not None)
     if kernels.linear_name == "fp8":
         check_widths(experiment.model, groups.topology.tensor)

@@ -168,6 +168,11 @@ def _check_offload(values: Any, place: str, known: tuple[str, ...]) -> None:
         raise InputError(f"{place}.ratio: found {ratio!r}, expected the share of the optimizer on the host, 0 to 1")
 
 
+def offloads(config: dict[str, Any], section: str) -> bool:
+    """Return whether `section` of zero_optimization, offload_optimizer or offload_param, names a device."""
+    return (config.get("zero_optimization", {}).get(section) or {}).get("device", "none") != "none"
+
+
 def leaves(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield every value that is not an object with its dotted key."""
     for key, value in config.items():

@@ -3,10 +3,10 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from m3ae_scale.config import Experiment, Origins
 from m3ae_scale.engine.deepspeed_config import Resolved, resolve
+from m3ae_scale.engine.deepspeed_json import offloads
 from m3ae_scale.errors import InputError
 from m3ae_scale.parallel.topology import Topology
 from m3ae_scale.planning.states import States, parameters_per_rank, states_per_rank
@@ -52,15 +52,16 @@ def shape_of(
     """
     topology = Topology(nodes * tasks_per_node, experiment.parallel.tensor)
     resolved = resolve(experiment, origins, topology, folder, _tokens_per_sample(experiment))
-    zero = resolved.config["zero_optimization"]
+    config, zero = resolved.config, resolved.config["zero_optimization"]
+    on_host = zero["offload_optimizer"].get("ratio", 1.0) if offloads(config, "offload_optimizer") else None
     states = states_per_rank(
         parameters_per_rank(experiment.model, vocabulary, topology.tensor),
         stage=zero["stage"],
         data=topology.data,
         precision=resolved.precision,
-        gradients_fp32=resolved.config.get("data_types", {}).get("grad_accum_dtype") == "fp32",
-        optimizer_on_host=zero["offload_optimizer"].get("ratio", 1.0) if _offloads(zero, "offload_optimizer") else None,
-        parameters_on_host=_offloads(zero, "offload_param"),
+        gradients_fp32=config.get("data_types", {}).get("grad_accum_dtype") == "fp32",
+        optimizer_on_host=on_host,
+        parameters_on_host=offloads(config, "offload_param"),
     )
     return Shape(nodes, topology, resolved, states)
 
@@ -95,10 +96,6 @@ def shapes_of(
         used = usable_nodes(experiment, origins, folder, granted, request.tasks_per_node)
         shapes[granted] = shape_of(experiment, origins, folder, used, request.tasks_per_node, vocabulary)
     return shapes
-
-
-def _offloads(zero: dict[str, Any], key: str) -> bool:
-    return (zero.get(key) or {}).get("device", "none") != "none"
 
 
 def _tokens_per_sample(experiment: Experiment) -> float | None:

@@ -13,6 +13,7 @@ from m3ae_scale.engine.deepspeed_json import (
     find_deepspeed_json,
     leaves,
     load_deepspeed_json,
+    offloads,
     shipped_folder,
 )
 from m3ae_scale.errors import InputError
@@ -136,6 +137,23 @@ def test_what_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
 
 def test_a_block_that_is_switched_off_is_no_offence(tmp_path: Path) -> None:
     assert load_deepspeed_json(write(tmp_path, '{"fp16": {"enabled": false}}'))
+
+
+@pytest.mark.parametrize(
+    ("zero", "expected"),
+    [
+        ("", False),
+        ('"offload_optimizer": null', False),
+        ('"offload_optimizer": {}', False),
+        ('"offload_optimizer": {"device": "none"}', False),
+        ('"offload_optimizer": {"device": "cpu"}', True),
+        ('"offload_param": {"device": "cpu"}', False),
+    ],
+)
+def test_what_is_offloaded(tmp_path: Path, zero: str, expected: bool) -> None:
+    file = tmp_path / "ds.json"
+    file.write_text(f'{{"zero_optimization": {{{zero}}}}}')
+    assert offloads(load_deepspeed_json(file), "offload_optimizer") is expected
 
 
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
