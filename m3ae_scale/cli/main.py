@@ -56,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         verb = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "m3ae-scale"
         return _mistake(f"{' '.join(error.format_message().split())} See {verb} --help.")
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as stop:
+        if isinstance(stop.__cause__, EOFError):  # click takes any for a closed terminal; here it is a file or a pipe
+            raise stop.__cause__ from None
         return 130
     except BrokenPipeError:  # as with `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

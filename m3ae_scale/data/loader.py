@@ -6,14 +6,15 @@ at another m.
 """
 
 import atexit
-import itertools
+import logging
+import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -31,9 +32,12 @@ from m3ae_scale.data.prepare import recipe_of
 from m3ae_scale.data.quarantine import Bad, Quarantine
 from m3ae_scale.data.remote import Cache
 from m3ae_scale.data.supply import Supply, estimate_tokens
-from m3ae_scale.data.workers import begin_worker, end_workers, next_of
+from m3ae_scale.data.workers import Forks, WorkerDied, begin_worker, end_workers, next_of
 from m3ae_scale.errors import InputError
 
+log = logging.getLogger(__name__)
+
+_DEATHS, _CALM = 3, 1000  # so many deaths of workers within so many micro-batches are no accident
 _FETCH_AHEAD = 32  # micro-batches of a worker before a remote shard is needed
 
 
@@ -57,9 +61,9 @@ class TrainingData:
     def __iter__(self) -> Iterator[Batch]:
         """Yield micro-batches without end.
 
-        Raises InputError past data.bad_sample_limit, RuntimeError when a worker process died.
+        Raises InputError past data.bad_sample_limit, RuntimeError when worker processes die one after the other.
         """
-        return _run(self._batches, itertools.count(self._first), self._quarantine)
+        return _run(self._batches, range(self._first, sys.maxsize), self._quarantine)
 
     def state(self, step: int) -> Cursor:
         """Return the cursor before `step`: a few numbers from which any number of ranks can resume."""
@@ -249,8 +253,31 @@ def _weightless(targets: Targets) -> Targets:
     return replace(targets, weight=torch.zeros_like(targets.weight))
 
 
-def _run(batches: _MicroBatches, numbers: Any, quarantine: Quarantine) -> Iterator[Batch]:
-    """Yield the micro-batches of `numbers` in order."""
+def _run(batches: _MicroBatches, numbers: range, quarantine: Quarantine) -> Iterator[Batch]:
+    """Yield the micro-batches of `numbers` in order; when a worker has died, new ones begin at the next."""
+    taken, deaths = 0, [-_CALM] * _DEATHS  # of each of the last deaths, how many were taken before
+    while True:
+        try:
+            with closing(_prepare_ahead(batches, numbers[taken:])) as stream:
+                for prepared in stream:
+                    if prepared.parcel is None:
+                        raise InputError(prepared.failure)
+                    quarantine.judge(prepared.bad, prepared.tried)
+                    taken += 1
+                    yield unwrap(prepared.parcel)
+            return
+        except WorkerDied as death:
+            told = f"a data worker process of rank {batches.plan.rank} died ({death})"
+            deaths = [*deaths[1:], taken]
+            if taken - deaths[0] < _CALM:
+                raise RuntimeError(
+                    f"{told}, number {_DEATHS} within {_CALM} micro-batches; "
+                    "most often the machine ran out of memory: lower data.workers or data.prefetch"
+                ) from None
+            log.warning("%s; new ones go on from its next micro-batch", told)
+
+
+def _prepare_ahead(batches: _MicroBatches, numbers: range) -> Generator[_Prepared, None, None]:
     workers = batches.workers
     loader: DataLoader[_Prepared] = DataLoader(
         batches,
@@ -260,7 +287,7 @@ def _run(batches: _MicroBatches, numbers: Any, quarantine: Quarantine) -> Iterat
         prefetch_factor=batches.prefetch if workers else None,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=begin_worker if workers else None,
-        multiprocessing_context=get_context("fork") if workers else None,
+        multiprocessing_context=Forks() if workers else None,
     )
     stream = iter(loader)
     stop = partial(end_workers, stream)
@@ -268,13 +295,10 @@ def _run(batches: _MicroBatches, numbers: Any, quarantine: Quarantine) -> Iterat
     try:
         while True:
             try:
-                prepared = next_of(stream, batches.plan.rank)
+                prepared = next_of(stream)
             except StopIteration:
                 return
-            if prepared.failure:
-                raise InputError(prepared.failure)
-            quarantine.judge(prepared.bad, prepared.tried)
-            yield unwrap(prepared.parcel)
+            yield prepared
     finally:
         stop()
         atexit.unregister(stop)

@@ -22,6 +22,7 @@ from m3ae_scale.training.provenance import provenance
 
 SAME = 1e-5  # of the loss; sums run in the same order, so the curves are usually equal
 REFUSED = "the step is applied on no rank, its samples are listed, the run goes on"
+REPLACED = "another worker goes on with the micro-batch, nothing changes"
 BEGUN_AGAIN = "the run ends, says which rank and why, and goes on from the last checkpoint"
 
 
@@ -44,6 +45,7 @@ def cases(rng: random.Random) -> list[Case]:
         return {"fault": fault, "rank": rng.randrange(2), "step": rng.randrange(first, STEPS), **more}
 
     rollback = ("guard.policy=rollback",)
+    worker = ("data.workers=1",)
     hang = ("guard.hang_after=20",)
     return [
         Case("NaN in the data of one rank", at("nan_data"), REFUSED, 0, "is not finite", True),
@@ -54,6 +56,7 @@ def cases(rng: random.Random) -> list[Case]:
         Case("the clock jumps a day ahead", at("clock", seconds=86400.0), "nothing changes"),
         Case("a rank hangs", at("hang"), BEGUN_AGAIN, EXIT_HUNG, "is behind, at step", changes=hang),
         Case("a rank raises", at("crash"), BEGUN_AGAIN, 1, "failed first"),
+        Case("kill -9 of a data worker", at("kill_worker"), REPLACED, 0, "a data worker process", changes=worker),
         Case("kill -9 of a rank", at("kill"), BEGUN_AGAIN, 137, "ended by SIGKILL"),
         Case(
             "SIGUSR1 to one rank while it validates",

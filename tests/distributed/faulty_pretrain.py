@@ -6,6 +6,7 @@ A fault happens once, at the first micro-batch of its step (counted from 1), on 
 """
 
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -40,6 +41,9 @@ def next_batch(run: loop.Run) -> Batch:
     runs[:] = [run]
     if due("kill"):
         os.kill(os.getpid(), signal.SIGKILL)
+    if due("kill_worker"):
+        (worker,) = multiprocessing.active_children()
+        worker.kill()
     if due("crash"):
         raise RuntimeError("a fault of the hardware")
     for fault in due("clock"):

@@ -50,7 +50,7 @@ def pretrain(place: Path, name: str, faults: list[dict[str, Any]], *changes: str
     argv = [sys.executable, str(HERE / "faulty_pretrain.py"), json.dumps(faults), *arguments, "--resume"]
     launch = f"import sys; from m3ae_scale.parallel.launch import launch_local; sys.exit(launch_local(2, {argv!r}))"
     done = subprocess.run([sys.executable, "-c", launch], cwd=place, capture_output=True, text=True, timeout=500)
-    assert done.returncode == code, done.stdout[-2000:] + done.stderr[-3000:]
+    assert done.returncode == code, done.stdout[-2000:] + done.stderr[-30000:]
     return done.stdout + done.stderr
 
 

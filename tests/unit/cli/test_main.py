@@ -162,6 +162,15 @@ def test_ctrl_c_ends_with_130(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_the_end_of_a_file_is_not_taken_for_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(*arguments: object) -> None:
+        raise EOFError("of a pipe")
+
+    monkeypatch.setattr("m3ae_scale.config.load_experiment", closed)
+    with pytest.raises(EOFError, match="of a pipe"):
+        main(["config", "show", "x"])
+
+
 @pytest.mark.parametrize(
     ("ending", "code"), [("return 0", 0), ("return 2", 2), ("raise SystemExit(75)", 75), ("raise OSError('gone')", 1)]
 )

@@ -1,6 +1,7 @@
 """The loader: any topology and any number of workers give the same batches, and a resume goes on exactly."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -236,15 +237,49 @@ def children() -> set[int]:
     return {int(pid) for pid in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()}
 
 
-def test_a_killed_worker_is_one_clear_error(mixture: Experiment) -> None:
+def test_a_killed_worker_is_replaced(mixture: Experiment, caplog: pytest.LogCaptureFixture) -> None:
+    whole = [dict(contents(batch)) for batch in islice(first(mixture), 12)]
+    before = children()
+    stream = iter(first(with_workers(mixture, 2)))
+    given = [dict(contents(next(stream))) for _ in range(2)]
+    workers = children() - before
+    os.kill(min(workers), signal.SIGKILL)
+    time.sleep(0.5)  # a step, a save: the death of a worker interrupts neither
+    given += [dict(contents(next(stream))) for _ in range(10)]
+    assert given == whole
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "a data worker process of rank 0 died (" in warning
+    assert len(children() - before) == 2 and not children() & workers
+    stream.close()
+
+
+def test_a_worker_may_be_killed_at_any_moment(mixture: Experiment) -> None:
+    """Also while it hands a batch over: half of one, or a whole one that cannot be opened any more."""
+    whole = [dict(contents(batch)) for batch in islice(first(mixture), 6)]
+    rng, before = random.Random(0), children()
+    for _ in range(40):
+        stream = iter(first(with_workers(mixture, 1)))
+        given = [dict(contents(next(stream)))]
+        (worker,) = children() - before
+        for _ in range(5):
+            if worker in children():
+                time.sleep(rng.uniform(0.0, 0.01))
+                os.kill(worker, signal.SIGKILL)
+            given.append(dict(contents(next(stream))))
+        stream.close()
+        assert given == whole
+
+
+def test_workers_that_die_one_after_the_other_are_one_clear_error(mixture: Experiment) -> None:
     before = children()
     stream = iter(first(with_workers(mixture, 2)))
     next(stream)
-    os.kill(min(children() - before), signal.SIGKILL)
-    time.sleep(0.5)  # a step, a save: the death of a worker interrupts neither
-    with pytest.raises(RuntimeError, match="a data worker process of rank 0 died"):
-        for _ in range(100):
+    with pytest.raises(RuntimeError, match=r"a data worker process of rank 0 died .*, number 3 within 1000"):
+        for _ in range(100):  # a death is noticed once the batches that the dead had handed over are used up
+            for pid in children() - before:
+                os.kill(pid, signal.SIGKILL)
             next(stream)
+    assert not children() - before
 
 
 def test_workers_end_with_the_stream_and_outlive_a_signal_to_the_job(mixture: Experiment) -> None:
