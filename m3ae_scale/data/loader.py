@@ -7,6 +7,7 @@ at another m.
 
 import atexit
 import logging
+import mmap
 import sys
 from collections import Counter
 from collections.abc import Generator, Iterator
@@ -32,7 +33,7 @@ from m3ae_scale.data.prepare import recipe_of
 from m3ae_scale.data.quarantine import Bad, Quarantine
 from m3ae_scale.data.remote import Cache
 from m3ae_scale.data.supply import Supply, estimate_tokens
-from m3ae_scale.data.workers import Forks, WorkerDied, begin_worker, end_workers, next_of
+from m3ae_scale.data.workers import Forks, WorkerDied, begin_worker, end_workers, expect_workers, next_of
 from m3ae_scale.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -279,6 +280,7 @@ def _run(batches: _MicroBatches, numbers: range, quarantine: Quarantine) -> Iter
 
 def _prepare_ahead(batches: _MicroBatches, numbers: range) -> Generator[_Prepared, None, None]:
     workers = batches.workers
+    begun = mmap.mmap(-1, max(1, workers))
     loader: DataLoader[_Prepared] = DataLoader(
         batches,
         batch_size=None,
@@ -286,13 +288,15 @@ def _prepare_ahead(batches: _MicroBatches, numbers: range) -> Generator[_Prepare
         num_workers=workers,
         prefetch_factor=batches.prefetch if workers else None,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=begin_worker if workers else None,
+        worker_init_fn=partial(begin_worker, begun) if workers else None,
         multiprocessing_context=Forks() if workers else None,
     )
     stream = iter(loader)
     stop = partial(end_workers, stream)
     atexit.register(stop)  # before multiprocessing's own, which would wait for ever for who ignores SIGTERM
     try:
+        if workers:
+            expect_workers(stream, begun)
         while True:
             try:
                 prepared = next_of(stream)

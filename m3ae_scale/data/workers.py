@@ -3,6 +3,7 @@
 import mmap
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -40,13 +41,33 @@ class Forks(ForkContext):
 
 
 _MOMENT = 1.0  # seconds
+_PATIENCE = 30.0  # seconds, of which a worker needs some milliseconds
 _waiting = threading.Event()  # the main thread waits for a worker
 
 
-def begin_worker(worker: int) -> None:
-    """Have a worker go on when the job is asked to stop: only the trainer knows when it has had enough batches."""
+def begin_worker(begun: mmap.mmap, worker: int) -> None:
+    """Mark a worker as begun, one that goes on when the job is asked to stop: the trainer knows when it has enough.
+
+    begun: a byte for each worker, shared by all.
+    """
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(name, signal.SIG_IGN)
+    begun[worker] = 1
+
+
+def expect_workers(stream: Any, begun: mmap.mmap) -> None:
+    """Wait until all workers of an iterator of a DataLoader have begun.
+
+    Raises WorkerDied when one has not in time. Python's own locks are not all made new in a fork (3.11: the one over
+    its threads), so a worker can be born waiting for a thread that it does not have; it is ended here.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    while not all(begun[:]):
+        _look_for_the_dead(stream, 0.01)
+        if time.monotonic() > deadline:
+            for worker in stream._workers:
+                worker.kill()
+            raise WorkerDied(f"had not begun after {_PATIENCE:g} s")
 
 
 def next_of(stream: Any) -> Any:

@@ -17,7 +17,9 @@ from made_shards import experiment, sample_members, write_shards, write_tar
 import m3ae_scale
 from m3ae_scale.batch import Batch
 from m3ae_scale.config import Experiment, save_experiment
+from m3ae_scale.data import loader, workers
 from m3ae_scale.data.loader import TrainingData, open_training, open_validation, preflight, tokens_per_sample
+from m3ae_scale.data.workers import begin_worker
 from m3ae_scale.errors import InputError
 
 B = 24  # global batch: divides by every world size below
@@ -268,6 +270,28 @@ def test_a_worker_may_be_killed_at_any_moment(mixture: Experiment) -> None:
             given.append(dict(contents(next(stream))))
         stream.close()
         assert given == whole
+
+
+def test_a_worker_that_does_not_begin_is_replaced(
+    mixture: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one forked while another thread held a lock of Python's."""
+    whole = [dict(contents(batch)) for batch in islice(first(mixture), 4)]
+
+    def begin(begun: object, worker: int) -> None:
+        if worker == 1 and not (tmp_path / "hung").exists():
+            (tmp_path / "hung").touch()
+            time.sleep(300)
+        begin_worker(begun, worker)
+
+    monkeypatch.setattr(loader, "begin_worker", begin)
+    monkeypatch.setattr(workers, "_PATIENCE", 2.0)
+    before = children()
+    stream = iter(first(with_workers(mixture, 2)))
+    assert [dict(contents(next(stream))) for _ in range(4)] == whole
+    stream.close()
+    assert not children() - before
+    assert "died (had not begun after 2 s)" in caplog.text
 
 
 def test_workers_that_die_one_after_the_other_are_one_clear_error(mixture: Experiment) -> None:
